@@ -2,10 +2,10 @@
 
     "two small red circles left of a large blue square"
 
-A scene has one group or two; a group is a count of equal shapes. Since the caption is a function of
-the scene and `parse_caption` its inverse, a model's captions can be scored attribute by attribute.
-Some pairs of (colour, shape) never occur together in training scenes (`held_out`): to caption them a
-model must bind words to what it sees rather than recall whole scenes.
+A scene has one group or two; a group is a count of equal shapes. Since the caption is a function
+of the scene and `parse_caption` its inverse, a model's captions can be scored attribute by
+attribute. Some pairs of (colour, shape) never occur together in training scenes (`held_out`): to
+caption them a model must bind words to what it sees rather than recall whole scenes.
 """
 
 import hashlib
