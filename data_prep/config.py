@@ -1,10 +1,13 @@
 """The `ingest` section of a run: which tables, what is fetched, what is stored."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from data_prep.schema import SCHEMA_VERSION, canonical_hash
+
+# A source's name is also its folder's name.
+SourceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 USER_AGENT = "roseate/0.1 (image-text dataset builder)"
 
@@ -97,7 +100,7 @@ class IngestConfig(_Section):
     """URL tables to dataset folders: `{output}/{source}`."""
 
     output: str = Field(description="folder that receives one dataset folder per source")
-    sources: dict[str, SourceConfig] = Field(description="URL tables by source name")
+    sources: dict[SourceName, SourceConfig] = Field(description="URL tables by source name")
     shard_rows: int = Field(
         1000, ge=1, description="input rows per shard: row i goes to shard i // shard_rows"
     )

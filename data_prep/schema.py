@@ -27,6 +27,7 @@ class Status(StrEnum):
     OK = "ok"
     MISSING_URL = "missing_url"
     MISSING_CAPTION = "missing_caption"
+    INVALID_URL = "invalid_url"
     REFUSED_SCHEME = "refused_scheme"
     REFUSED_PRIVATE_ADDRESS = "refused_private_address"
     DNS = "dns"
