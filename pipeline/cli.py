@@ -1,0 +1,181 @@
+"""The `roseate` command. The only place that prints results and chooses exit codes: 0, 2 config, 3 data."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+
+from data_prep.errors import ConfigError, DataBudgetError
+from pipeline.config import flatten, load_config
+
+app = typer.Typer(
+    help="Pretrains Flamingo-style vision-language models, from URL tables to captions.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+config_app = typer.Typer(help="Look at a configuration without starting anything.")
+app.add_typer(config_app, name="config")
+
+Config = Annotated[str, typer.Argument(help="a preset (demo, openclipart, ...) or a YAML file")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="section.key=value", metavar="[SECTION.KEY=VALUE ...]")
+]
+Json = Annotated[Path | None, typer.Option("--json", help="also write the summary to this file")]
+
+
+@app.command(epilog="Example: roseate ingest demo ingest.fetch.concurrency=128")
+def ingest(
+    config: Config,
+    overrides: Overrides = None,
+    only: Annotated[str | None, typer.Option(help="one source of ingest.sources")] = None,
+    json_path: Json = None,
+) -> None:
+    """Fetch the images of the URL tables and write dataset folders. Run again to go on."""
+    from data_prep.ray_runner import run_ingest
+
+    run = load_config(config, overrides or ())
+    summary = run_ingest(run.ingest, only=only, progress=sys.stderr.isatty())
+    _show(summary, json_path)
+
+
+@app.command(epilog="Example: roseate train demo --processes 2 optim.lr=5e-4")
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    processes: Annotated[
+        int, typer.Option(help="start so many processes here; not under srun or torchrun")
+    ] = 1,
+    fresh: Annotated[bool, typer.Option(help="start at step 0 whatever checkpoints exist")] = False,
+    json_path: Json = None,
+) -> None:
+    """Train one run; it goes on from its newest checkpoint."""
+    run = load_config(config, overrides or ())
+    if processes > 1:
+        from pipeline.deepspeed_config import check_run
+
+        check_run(run, processes)
+        raise typer.Exit(_spawn(processes, config, overrides or [], fresh, json_path))
+    from pipeline.train import train as run_train
+
+    summary = run_train(run, fresh=fresh)
+    if os.environ.get("RANK", "0") == "0":
+        _show(summary, json_path)
+
+
+@app.command(epilog="Example: roseate evaluate demo evaluation.max_samples=64")
+def evaluate(config: Config, overrides: Overrides = None, json_path: Json = None) -> None:
+    """Caption the held-out images, with the image and with it zeroed; figures go to the MLflow run."""
+    from pipeline.evaluate import evaluate as run_evaluate
+
+    _show(run_evaluate(load_config(config, overrides or ())), json_path)
+
+
+@app.command(epilog="Example: roseate generate demo photo.jpg other.png")
+def generate(
+    config: Config,
+    images: Annotated[list[Path], typer.Argument(help="image files, then any section.key=value")],
+    json_path: Json = None,
+) -> None:
+    """Caption image files with the newest checkpoint of a run."""
+    from pipeline.generate import generate as run_generate
+
+    files = [i for i in images if "=" not in str(i)]
+    overrides = [str(i) for i in images if "=" in str(i)]
+    _show({"captions": run_generate(load_config(config, overrides), files)}, json_path)
+
+
+@app.command(epilog="Example: roseate demo root=/tmp/demo")
+def demo(
+    overrides: Overrides = None,
+    scenes: Annotated[int, typer.Option(help="training scenes drawn")] = 6000,
+    held_out: Annotated[int, typer.Option(help="held-out scenes drawn")] = 256,
+    towers_only: Annotated[bool, typer.Option(help="stop after the two towers")] = False,
+    json_path: Json = None,
+) -> None:
+    """The whole way on drawn scenes: web, ingest, two towers, Flamingo on 2 processes, captions."""
+    from pipeline.recipes import run_demo
+
+    _show(run_demo(overrides or [], scenes, held_out, towers_only=towers_only), json_path)
+
+
+@app.command(epilog="Example: roseate openclipart --limit 200 train.steps=20")
+def openclipart(
+    overrides: Overrides = None,
+    limit: Annotated[int | None, typer.Option(help="only the first rows of the table")] = None,
+    processes: Annotated[int, typer.Option(help="training processes")] = 2,
+    json_path: Json = None,
+) -> None:
+    """The whole way on the 8,121 OpenClipart drawings with SmolLM2-135M and EfficientNet-Lite0."""
+    from pipeline.recipes import run_openclipart
+
+    _show(run_openclipart(overrides or [], limit, processes), json_path)
+
+
+@config_app.command(
+    epilog="Example: roseate config check demo --world-size 2 batch.global_size=100"
+)
+def check(
+    config: Config,
+    overrides: Overrides = None,
+    world_size: Annotated[int, typer.Option(help="processes it will run on")] = 1,
+) -> None:
+    """Say whether a run could start, with every mistake at once."""
+    from pipeline.deepspeed_config import check_run
+
+    check_run(load_config(config, overrides or ()), world_size)
+    typer.echo(f"{config}: can start on {world_size} process(es)")
+
+
+@config_app.command(epilog="Example: roseate config show demo optim.lr=1e-3")
+def show(config: Config, overrides: Overrides = None) -> None:
+    """Print the whole configuration, defaults included."""
+    run = load_config(config, overrides or ())
+    typer.echo(yaml.safe_dump(run.model_dump(mode="json", by_alias=True), sort_keys=False))
+
+
+@config_app.command(epilog="Example: roseate config diff demo openclipart")
+def diff(first: Config, second: Config) -> None:
+    """Print the keys in which two configurations differ."""
+    one, two = flatten(load_config(first)), flatten(load_config(second))
+    for key in sorted(set(one) | set(two)):
+        if one.get(key) != two.get(key):
+            typer.echo(f"{key}: {one.get(key)!r} -> {two.get(key)!r}")
+
+
+def main() -> None:
+    """Entry point of the console script: ConfigError is exit code 2, DataBudgetError 3."""
+    try:
+        app()
+    except ConfigError as error:
+        typer.echo(f"roseate: {error}", err=True)
+        sys.exit(2)
+    except DataBudgetError as error:
+        typer.echo(f"roseate: {error}", err=True)
+        sys.exit(3)
+
+
+def _spawn(
+    processes: int, config: str, overrides: list[str], fresh: bool, json_path: Path | None
+) -> int:
+    """Run `train` as a group of local processes; the exit code of the group."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={processes}", "-m", "pipeline", "train", config, *overrides]
+    command += ["--fresh"] if fresh else []
+    command += ["--json", str(json_path)] if json_path else []
+    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
+    return subprocess.call(command, env=environment | os.environ)
+
+
+def _show(summary: dict, json_path: Path | None) -> None:
+    text = json.dumps(summary, indent=1, default=str)
+    typer.echo(text)
+    if json_path:
+        json_path.parent.mkdir(parents=True, exist_ok=True)
+        json_path.write_text(text)

@@ -1,0 +1,134 @@
+"""What a rank gets: the tensors of a batch, and how pairs become them.
+
+Letters: B samples, M media slots, T tokens, S pixels of a side.
+"""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipeline.data.shards import RawSample
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch.
+
+    Attributes:
+        images: float32 (B, M, 3, S, S), normalised for the encoder; padded slots hold zeros.
+        image_mask: bool (B, M), True where a slot holds an image.
+        input_ids: int64 (B, T), padded on the right with the pad token.
+        attention_mask: bool (B, T), False on padding.
+        labels: int64 (B, T), the token itself where it is predicted, IGNORE on marks and padding.
+        keys: where each sample came from, "source/row".
+        texts: the captions.
+    """
+
+    images: Tensor
+    image_mask: Tensor
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+    keys: list[str]
+    texts: list[str]
+
+    @property
+    def num_target_tokens(self) -> int:
+        """Tokens that carry loss, after the shift by one."""
+        return int((self.labels[:, 1:] != IGNORE).sum())
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Batch":
+        moved = {
+            name: getattr(self, name).to(device)
+            for name in ("image_mask", "input_ids", "attention_mask", "labels")
+        }
+        return Batch(self.images.to(device, dtype), keys=self.keys, texts=self.texts, **moved)
+
+
+@dataclass(frozen=True)
+class TextFormat:
+    """How a caption becomes tokens: [<image>] begin caption end.
+
+    Attributes:
+        tokenizer: a transformers tokenizer.
+        image_token_id: id of the image mark, or None where the text stands alone.
+        max_tokens: longest row, marks included; the caption is cut, the end mark is kept.
+    """
+
+    tokenizer: object
+    image_token_id: int | None
+    max_tokens: int
+
+    @property
+    def begin_id(self) -> int:
+        begin = self.tokenizer.bos_token_id
+        return self.tokenizer.eos_token_id if begin is None else begin
+
+    @property
+    def pad_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return self.tokenizer.eos_token_id if pad is None else pad
+
+    @property
+    def prompt(self) -> list[int]:
+        """What stands before every caption; carries no loss."""
+        return [*([] if self.image_token_id is None else [self.image_token_id]), self.begin_id]
+
+    def encode(self, text: str) -> tuple[list[int], list[int]]:
+        """(ids, labels) of one caption."""
+        room = self.max_tokens - len(self.prompt) - 1
+        body = self.tokenizer(text, add_special_tokens=False)["input_ids"][:room]
+        body = [*body, self.tokenizer.eos_token_id]
+        return [*self.prompt, *body], [IGNORE] * len(self.prompt) + body
+
+    def decode(self, ids: list[int]) -> str:
+        """Text up to the first end mark."""
+        end = self.tokenizer.eos_token_id
+        ids = ids[: ids.index(end)] if end in ids else ids
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """How an encoded image becomes pixels: square of `size`, (value / 255 - mean) / std."""
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def decode(self, data: bytes) -> Tensor:
+        """float32 (3, S, S)."""
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        if image.size != (self.size, self.size):
+            image = image.resize((self.size, self.size), Image.Resampling.BICUBIC)
+        pixels = np.asarray(image, np.float32) / 255.0
+        pixels = (pixels - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+        return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+
+def collate(samples: list[RawSample], text: TextFormat, image: ImageFormat) -> Batch:
+    """Pairs -> Batch, one image a sample (M = 1)."""
+    encoded = [text.encode(s.text) for s in samples]
+    width = max(len(ids) for ids, _ in encoded)
+    input_ids = torch.full((len(samples), width), text.pad_id)
+    labels = torch.full((len(samples), width), IGNORE)
+    attention_mask = torch.zeros(len(samples), width, dtype=torch.bool)
+    for row, (ids, targets) in enumerate(encoded):
+        input_ids[row, : len(ids)] = torch.tensor(ids)
+        labels[row, : len(ids)] = torch.tensor(targets)
+        attention_mask[row, : len(ids)] = True
+    return Batch(
+        images=torch.stack([image.decode(s.image) for s in samples]).unsqueeze(1),
+        image_mask=torch.ones(len(samples), 1, dtype=torch.bool),
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        labels=labels,
+        keys=[s.key for s in samples],
+        texts=[s.text for s in samples],
+    )

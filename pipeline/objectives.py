@@ -1,0 +1,154 @@
+"""What is trained: a model, the loss of a batch, and what is left behind at the end. The loop knows no more.
+
+`loss` returns the number to differentiate. Token losses are sums divided by the global number of target
+tokens, so that any split of a batch into ranks and micro-steps gives the same gradient (DeepSpeed averages
+over ranks and micro-steps, hence the factor).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from model.contrastive import ContrastiveTowers, build_language
+from torch import Tensor, nn
+
+from data_prep.errors import ConfigError, Problem
+from model import build as model_build
+from pipeline.config import RunConfig
+from pipeline.data.batch import Batch, ImageFormat, TextFormat
+from pipeline.data.shards import ShardReader
+from pipeline.data.tokenizer import train_tokenizer
+
+VOCAB_SIZE = 512
+TOKENIZER_TEXTS = 2000
+HALF = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class LossScale:
+    """target_tokens: of the global batch; splits: world_size x accumulation_steps."""
+
+    target_tokens: float
+    splits: int
+
+
+class FlamingoObjective:
+    """Next-token loss of the captions, given the image; towers frozen."""
+
+    def __init__(self, config: RunConfig):
+        check_towers(config)
+        tokenizer = model_build.load_tokenizer(config.model.language)
+        image_token_id = len(tokenizer)
+        self.model = model_build.build_flamingo(
+            config.model, image_token_id=image_token_id, seed=config.seed
+        )
+        self.text = TextFormat(tokenizer, image_token_id, config.data.max_text_tokens)
+        vision = self.model.vision
+        self.image = ImageFormat(vision.image_size, tuple(vision.mean), tuple(vision.std))
+        self._experts = config.model.experts
+
+    def loss(self, module: nn.Module, batch: Batch, scale: LossScale) -> tuple[Tensor, dict]:
+        output = run_flamingo(module, batch)
+        caption = output.loss_sum * scale.splits / scale.target_tokens
+        router = (
+            self._experts.load_balance_weight * output.load_balance_loss
+            + self._experts.z_loss_weight * output.z_loss
+        )
+        report = {
+            "loss_sum": output.loss_sum.item(),
+            "load_balance_loss": float(output.load_balance_loss),
+            "z_loss": float(output.z_loss),
+        }
+        return caption + router, report
+
+    def finish(self, module: nn.Module) -> None:
+        pass
+
+
+class LanguageObjective:
+    """Next-token loss of the captions alone: the small language tower."""
+
+    def __init__(self, config: RunConfig):
+        torch.manual_seed(config.seed)
+        tokenizer = caption_tokenizer(config)
+        self.model = build_language(
+            config.tower, len(tokenizer), eos_token_id=tokenizer.eos_token_id
+        )
+        self.text = TextFormat(tokenizer, None, config.data.max_text_tokens)
+        self.image = ImageFormat(config.tower.image_size, HALF, HALF)
+        self._folder = Path(config.model.language.path)
+
+    def loss(self, module: nn.Module, batch: Batch, scale: LossScale) -> tuple[Tensor, dict]:
+        logits = module(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        loss_sum = nn.functional.cross_entropy(
+            logits[:, :-1].float().flatten(0, 1), batch.labels[:, 1:].flatten(), reduction="sum"
+        )
+        return loss_sum * scale.splits / scale.target_tokens, {"loss_sum": loss_sum.item()}
+
+    def finish(self, module: nn.Module) -> None:
+        module.save_pretrained(self._folder)
+        self.text.tokenizer.save_pretrained(self._folder)
+
+
+class ContrastiveObjective:
+    """InfoNCE between images and captions: the small image tower."""
+
+    def __init__(self, config: RunConfig):
+        torch.manual_seed(config.seed)
+        tokenizer = caption_tokenizer(config)
+        self.model = ContrastiveTowers(config.tower, len(tokenizer))
+        self.text = TextFormat(tokenizer, None, config.data.max_text_tokens)
+        self.image = ImageFormat(config.tower.image_size, HALF, HALF)
+        self._folder = Path(config.model.vision.path)
+
+    def loss(self, module: nn.Module, batch: Batch, scale: LossScale) -> tuple[Tensor, dict]:
+        output = module(batch.images[:, 0], batch.input_ids, batch.attention_mask)
+        return output.loss, {"info_nce": output.loss.item(), "top1": float(output.accuracy)}
+
+    def finish(self, module: nn.Module) -> None:
+        module.save_vision(self._folder)
+
+
+OBJECTIVES = {
+    "flamingo": FlamingoObjective,
+    "language": LanguageObjective,
+    "contrastive": ContrastiveObjective,
+}
+
+
+def run_flamingo(module: nn.Module, batch: Batch, *, zero_image: bool = False):
+    """Forward pass; `zero_image` replaces the pixels by zeros and keeps every mask, as the control."""
+    images = torch.zeros_like(batch.images) if zero_image else batch.images
+    return module(images, batch.image_mask, batch.input_ids, batch.attention_mask, batch.labels)
+
+
+def caption_tokenizer(config: RunConfig):
+    """Trained on the first captions of every source; the same for both towers."""
+    texts = []
+    for name, source in config.data.sources.items():
+        reader = ShardReader(source.path, f"data.sources.{name}.path")
+        texts += [reader.read(n).text for n in range(min(len(reader), TOKENIZER_TEXTS))]
+    return train_tokenizer(texts, VOCAB_SIZE)
+
+
+def check_towers(config: RunConfig) -> None:
+    """Refuse tower folders that are not there.
+
+    Raises:
+        ConfigError: with every missing tower.
+    """
+    problems = []
+    for part, run in (("vision", "vision"), ("language", "language")):
+        path = getattr(config.model, part).path
+        local = path.startswith((".", "/", "runs")) or str(config.root) in path
+        if local and not (Path(path) / "config.json").is_file():
+            problems.append(
+                Problem(
+                    f"model.{part}.path",
+                    path,
+                    "is a folder with a pretrained model (config.json)",
+                    f"pretrain it first, e.g. roseate train demo_{run}",
+                )
+            )
+    if problems:
+        raise ConfigError(problems)

@@ -1,0 +1,118 @@
+"""Two whole runs from nothing: drawn scenes with towers of our own, and the OpenClipart drawings.
+
+Every step is a command that a person could type; each can be killed and run again.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from data_prep.ray_runner import run_ingest
+
+from pipeline.config import RunConfig, load_config
+
+
+def run_demo(
+    overrides: list[str], scenes: int, held_out: int, *, towers_only: bool = False
+) -> dict:
+    """Web -> ingest -> image tower -> language tower -> Flamingo on 2 processes -> captions.
+
+    Returns:
+        The summary, also in {root}/summary.json.
+    """
+    from data_prep.examples.scenes_web import SceneWeb, build_scene_web
+
+    config = load_config("demo", overrides)
+    root = Path(config.root)
+    began = time.perf_counter()
+    web = root / "web"
+    port = _port(web)
+    if not (web / "held_out.parquet").is_file():
+        _say(f"drawing {scenes} scenes and {held_out} held-out ones into {web}")
+        build_scene_web(
+            web,
+            scenes=scenes,
+            held_out=held_out,
+            seed=config.seed,
+            base_url=f"http://127.0.0.1:{port}",
+        )
+    _say("fetching them through Ray from a web server on loopback, LAION and CC12M tables")
+    with SceneWeb(web, port=port):
+        summary = {"ingest": run_ingest(config.ingest, progress=sys.stderr.isatty())}
+    for preset in ("demo_vision", "demo_language"):
+        _say(f"training the {preset.removeprefix('demo_')} tower")
+        summary[preset] = _train(preset, overrides, root, processes=2)
+    if not towers_only:
+        _say("training the Flamingo: 2 processes, ZeRO-2, experts divided over both, 8-bit AdamW")
+        summary["train"] = _train("demo", overrides, root, processes=2)
+        _say("captioning held-out scenes")
+        summary["evaluate"] = _command(["evaluate", "demo", *overrides], root / "evaluate.json")
+    summary["seconds"] = time.perf_counter() - began
+    return _finish(config, summary)
+
+
+def run_openclipart(overrides: list[str], limit: int | None, processes: int) -> dict:
+    """nginx -> ingest -> Flamingo of SmolLM2-135M and EfficientNet-Lite0 -> captions of held-out drawings."""
+    from data_prep.examples.openclipart import OpenClipartWeb, build_openclipart_table
+
+    config = load_config("openclipart", overrides)
+    root = Path(config.root)
+    web = root / "web"
+    port = _port(web)
+    table = web / "openclipart.parquet"
+    if not table.is_file():
+        _say("reading titles, keywords and descriptions from the drawings' SVG files")
+        build_openclipart_table(web, f"http://127.0.0.1:{port}", limit=limit)
+    _say("fetching the drawings through Ray from nginx on loopback")
+    with OpenClipartWeb(web, port=port):
+        summary = {"ingest": run_ingest(config.ingest, progress=sys.stderr.isatty())}
+    _say("training")
+    summary["train"] = _train("openclipart", overrides, root, processes=processes)
+    summary["evaluate"] = _command(["evaluate", "openclipart", *overrides], root / "evaluate.json")
+    return _finish(config, summary)
+
+
+def _train(preset: str, overrides: list[str], root: Path, *, processes: int) -> dict:
+    arguments = ["train", preset, *overrides, "--processes", str(processes)]
+    return _command(arguments, root / f"{preset}.json")
+
+
+def _command(arguments: list[str], result: Path) -> dict:
+    """Run a `roseate` command in a process of its own; its summary."""
+    result.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "pipeline", *arguments, "--json", str(result)]
+    code = subprocess.call(command, stdout=subprocess.DEVNULL, env=os.environ)
+    if code:
+        raise SystemExit(code)
+    return json.loads(result.read_text())
+
+
+def _finish(config: RunConfig, summary: dict) -> dict:
+    root = Path(config.root)
+    (root / "summary.json").write_text(json.dumps(summary, indent=1))
+    _say(f"summary    {root / 'summary.json'}")
+    _say(f"captions   {config.run_folder / 'samples' / 'captions.png'}")
+    for name in config.ingest.sources:
+        _say(f"report     {Path(config.ingest.output) / name / 'report.html'}")
+    if config.tracking.uri:
+        _say(f"curves     mlflow ui --backend-store-uri {config.tracking.uri}")
+    return summary
+
+
+def _port(folder: Path) -> int:
+    """A free port, chosen once per web folder: the URL tables name it."""
+    file = folder / "port"
+    if not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            file.write_text(str(s.getsockname()[1]))
+    return int(file.read_text())
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

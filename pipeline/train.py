@@ -1,0 +1,235 @@
+"""The training loop. `train` reads from top to bottom; every rank runs it."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import torch
+import yaml
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pipeline.batch_plan import BatchPlan
+from pipeline.checkpoint import (
+    check_resume,
+    find_checkpoint,
+    layout,
+    read_state,
+    save_checkpoint,
+)
+from pipeline.config import RunConfig
+from pipeline.data.loader import HeldOut, TrainStream
+from pipeline.deepspeed_config import build_deepspeed_config, check_run
+from pipeline.distributed import (
+    DistInfo,
+    StopRequest,
+    start_group,
+    stop_group,
+    sum_over_ranks,
+    world_size_from_env,
+)
+from pipeline.engine import DTYPES, optimizer_state_dtypes, resolve_precision, start_engine
+from pipeline.objectives import OBJECTIVES, LossScale
+from pipeline.optim import learning_rate
+from pipeline.tracking import Tracker, open_tracker
+from pipeline.validation import held_out_losses
+
+
+def train(config: RunConfig, *, fresh: bool = False) -> dict:
+    """Train as one of WORLD_SIZE processes, from the newest whole checkpoint of this run if there is one.
+
+    Args:
+        config: the run.
+        fresh: start at step 0 whatever checkpoints exist.
+
+    Returns:
+        The summary, as it is also written to {root}/{name}/summary.json.
+
+    Raises:
+        ConfigError: the run cannot start as configured.
+    """
+    check_run(config, world_size_from_env())
+    torch.manual_seed(config.seed)
+    objective = OBJECTIVES[config.objective](config)
+    stream = TrainStream(config.data, config.seed, objective.text, objective.image)
+    held_out = (
+        HeldOut(config.data, objective.text, objective.image)
+        if config.objective == "flamingo"
+        else None
+    )
+    folder = config.run_folder / "checkpoints"
+    found = None if fresh else find_checkpoint(folder)
+    if found:
+        check_resume(found, layout(config, world_size_from_env()))
+
+    info = start_group()
+    tracker: Tracker = open_tracker(config, is_main=False)
+    try:
+        plan = BatchPlan(config.batch.global_size, config.batch.micro_size, info.world_size)
+        precision = resolve_precision(config.train.precision, info.device)
+        engine = start_engine(config, objective.model.to(info.device), plan, precision)
+        start, run_id = 0, None
+        if found:
+            engine.load_checkpoint(str(found), tag="engine", load_module_strict=False)
+            state = read_state(found)
+            start, run_id = state["step"], state["run_id"]
+        tracker = open_tracker(config, is_main=info.is_main, run_id=run_id)
+        if info.is_main:
+            _write_run_files(config, plan, precision)
+            print(f"MLflow run {tracker.run_id} ({config.tracking.uri})", flush=True)
+        summary = _loop(
+            config, objective, stream, held_out, engine, plan, precision, tracker, info, start
+        )
+        if info.is_main:
+            path = config.run_folder / "summary.json"
+            path.write_text(json.dumps(summary, indent=1))
+            tracker.file(path)
+            tracker.end("FINISHED" if summary["finished"] else "KILLED")
+        return summary
+    except BaseException:
+        tracker.end("FAILED")
+        raise
+    finally:
+        stop_group()
+
+
+def _loop(
+    config: RunConfig,
+    objective,
+    stream: TrainStream,
+    held_out: HeldOut | None,
+    engine,
+    plan: BatchPlan,
+    precision: str,
+    tracker: Tracker,
+    info: DistInfo,
+    start: int,
+) -> dict:
+    dtype = DTYPES[precision]
+    steps = config.train.steps
+    folder = config.run_folder / "checkpoints"
+    stop = StopRequest(info)
+    splits = plan.world_size * plan.accumulation_steps
+    validation = (
+        held_out.batches(config.train.validate_samples, plan.micro_size, info.rank, info.world_size)
+        if held_out
+        else []
+    )
+    state = {
+        "run_id": tracker.run_id,
+        "seed": config.seed,
+        "precision": precision,
+        "fingerprints": stream.fingerprints,
+        "layout": layout(config, info.world_size),
+    }
+    summary = {
+        "run": config.name,
+        "objective": config.objective,
+        "mlflow_run_id": tracker.run_id,
+        "steps": steps,
+        "world_size": info.world_size,
+        "precision": precision,
+        "resumed_at": start or None,
+        "finished": True,
+    }
+    began, waited, samples, report = time.perf_counter(), 0.0, 0, {}
+    engine.train()
+    waiting_since = time.perf_counter()
+    with _progress(disable=not info.is_main) as progress:
+        bar = progress.add_task(config.name, total=steps, completed=start, note="")
+        for step, micro_batches in enumerate(stream.steps(plan, info.rank, start, steps), start):
+            waited += time.perf_counter() - waiting_since
+            targets = sum(b.num_target_tokens for b in micro_batches)
+            scale = LossScale(sum_over_ranks(targets, info), splits)
+            lr = learning_rate(config.optim, step, steps)
+            for group in engine.optimizer.param_groups:
+                group["lr"] = lr
+            reports = []
+            for batch in micro_batches:
+                loss, report = objective.loss(engine, batch.to(info.device, dtype), scale)
+                engine.backward(loss)
+                engine.step()
+                reports.append(report)
+            samples += plan.global_size
+            done = step + 1
+            last = done == steps
+
+            if done % config.train.log_every_steps == 0 or last:
+                report = _join_reports(reports, scale, info)
+                if not all(torch.isfinite(torch.tensor(v)) for v in report.values()):
+                    raise RuntimeError(f"not a finite loss at step {done}: {report}")
+                seconds = time.perf_counter() - began
+                report |= {
+                    "lr": lr,
+                    "grad_norm": float(engine.get_global_grad_norm() or 0.0),
+                    "samples_per_second": samples / seconds,
+                    "step_wait_ratio": waited / seconds,
+                }
+                tracker.metrics(report, done)
+                main_loss = next(iter(report.values()))
+                progress.update(bar, note=f"loss {main_loss:.3f}")
+            if validation and (done % config.train.validate_every_steps == 0 or last):
+                losses = held_out_losses(engine.module, validation, info, dtype)
+                tracker.metrics(losses, done)
+                summary |= losses
+            progress.update(bar, completed=done)
+
+            stopping = stop.agreed() and not last
+            if held_out and (done % config.checkpoint.every_steps == 0 or last or stopping):
+                save_checkpoint(
+                    engine,
+                    folder,
+                    state | {"step": done, "position": done * plan.global_size},
+                    info,
+                    keep_last=config.checkpoint.keep_last,
+                )
+            if stopping:
+                _leave_requeue_marker(info)
+                summary |= {"finished": False, "stopped_at": done}
+                break
+            waiting_since = time.perf_counter()
+
+    summary |= {k: v for k, v in report.items() if k not in ("lr", "loss_sum")}
+    summary["seconds"] = time.perf_counter() - began
+    summary["optimizer_state_bytes"] = optimizer_state_dtypes(engine)
+    if info.is_main and summary["finished"]:
+        objective.finish(engine.module)
+    return summary
+
+
+def _join_reports(reports: list[dict], scale: LossScale, info: DistInfo) -> dict[str, float]:
+    """Means over micro-steps and ranks; the token loss per target token first, where there is one."""
+    joined = {
+        name: sum_over_ranks(sum(r[name] for r in reports), info) / scale.splits
+        for name in reports[0]
+    }
+    if "loss_sum" in joined:
+        joined = {"loss": joined.pop("loss_sum") * scale.splits / scale.target_tokens} | joined
+    return joined
+
+
+def _write_run_files(config: RunConfig, plan: BatchPlan, precision: str) -> None:
+    folder = config.run_folder
+    folder.mkdir(parents=True, exist_ok=True)
+    values = config.model_dump(mode="json", by_alias=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    merged = build_deepspeed_config(config, plan, precision)
+    (folder / "deepspeed.json").write_text(json.dumps(merged, indent=1))
+
+
+def _leave_requeue_marker(info: DistInfo) -> None:
+    """Tell the batch script that the run stopped early and wants to go on."""
+    marker = os.environ.get("ROSEATE_REQUEUE_MARKER")
+    if info.is_main and marker:
+        Path(marker).touch()
+
+
+def _progress(*, disable: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        disable=disable,
+    )
