@@ -150,9 +150,6 @@ def load_config(name: str, overrides: list[str] | tuple[str, ...] = ()) -> RunCo
             problems.append(
                 Problem(key, value, "no such place in the configuration", _suggest(key.split(".")))
             )
-    root = values.get("root")
-    if isinstance(root, str):
-        values = _substitute(values, "{root}", os.path.expanduser(root))
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
@@ -160,7 +157,9 @@ def load_config(name: str, overrides: list[str] | tuple[str, ...] = ()) -> RunCo
         raise ConfigError(problems) from None
     if problems:
         raise ConfigError(problems)
-    return config
+    # After validation, since defaults may name the root too.
+    filled = _substitute(config.model_dump(by_alias=True), "{root}", os.path.expanduser(config.root))
+    return RunConfig.model_validate(filled)
 
 
 def flatten(value: BaseModel | dict, prefix: str = "") -> dict[str, object]:

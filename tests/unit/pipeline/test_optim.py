@@ -1,0 +1,53 @@
+"""Schedule values, decay groups, and the 8-bit optimizer against AdamW."""
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.config import OptimConfig
+from pipeline.optim import build_optimizer, learning_rate, parameter_groups
+
+
+def test_schedule_at_its_corners():
+    config = OptimConfig(lr=1.0, warmup_steps=10, schedule="cosine")
+    assert learning_rate(config, 0, 110) == 0.1
+    assert learning_rate(config, 9, 110) == 1.0
+    assert learning_rate(config, 60, 110) == pytest.approx(0.5)
+    assert learning_rate(config, 109, 110) < 0.001
+    constant = config.model_copy(update={"schedule": "constant"})
+    assert learning_rate(constant, 109, 110) == 1.0
+
+
+def test_each_trainable_parameter_is_in_one_group_and_frozen_in_none():
+    module = nn.ModuleDict({"resampler": nn.Linear(4, 4), "block": nn.Linear(4, 4)})
+    module["block"].bias.requires_grad_(False)
+    decay, delicate = parameter_groups(module, 0.1)
+    assert [p is module["block"].weight for p in decay["params"]] == [True]
+    assert len(delicate["params"]) == 2
+    assert (decay["weight_decay"], delicate["weight_decay"]) == (0.1, 0.0)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw_8bit"])
+def test_optimizers_find_the_minimum(name):
+    torch.manual_seed(0)
+    module = nn.Linear(128, 64)
+    optimizer = build_optimizer(OptimConfig(name=name, lr=0.02, weight_decay=0), module)
+    x, y = torch.randn(256, 128), torch.randn(256, 64) * 0.1
+    losses = []
+    for _ in range(60):
+        loss = (module(x) - y).pow(2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.1 * losses[0]
+
+
+def test_8bit_states_are_8_bit_for_matrices_and_32_bit_for_delicate_ones():
+    module = nn.Linear(128, 64)
+    module.resampler = nn.Linear(128, 64)
+    optimizer = build_optimizer(OptimConfig(), module)
+    (module.resampler(torch.randn(4, 128)).sum() + module(torch.randn(4, 128)).sum()).backward()
+    optimizer.step()
+    assert optimizer.state[module.weight]["state1"].dtype == torch.uint8
+    assert optimizer.state[module.resampler.weight]["state1"].dtype == torch.float32
