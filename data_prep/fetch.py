@@ -51,7 +51,7 @@ class FetchError(Exception):
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is reachable from the whole Internet, and no wrapper of one that is not."""
+    """Whether an IP address, or the one wrapped in it, is reachable from the whole Internet."""
     ip = ipaddress.ip_address(address.split("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
