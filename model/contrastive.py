@@ -1,0 +1,175 @@
+"""Two small towers trained together on image-text pairs; the image tower then serves Flamingo.
+
+Shape legend: B batch, S image side, P patches, T text tokens, D embedding width, W ranks.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import TowerConfig
+
+PIXEL_MEAN = (0.5, 0.5, 0.5)
+PIXEL_STD = (0.5, 0.5, 0.5)
+MAX_LOGIT_SCALE = 100.0
+
+
+@dataclass
+class ContrastiveOutput:
+    """What one forward gives.
+
+    Attributes:
+        loss: symmetric InfoNCE of the batch joined over ranks, mean, fp32 scalar.
+        accuracy: fraction of images whose own text is the nearest, and of texts likewise.
+    """
+
+    loss: Tensor
+    accuracy: Tensor
+
+
+class GatherRows(torch.autograd.Function):
+    """Join the rows of all ranks; the gradient of a row comes back summed over ranks."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor) -> Tensor:
+        """Return ``[W * B, D]``; every rank must bring the same B."""
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        """Sum over ranks and take this rank's rows."""
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+class TextTower(nn.Module):
+    """A small bidirectional transformer; the mean over real tokens is the text's feature."""
+
+    def __init__(self, *, width: int, layers: int, heads: int, vocab_size: int, max_tokens: int):
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, width)
+        self.positions = nn.Parameter(0.02 * torch.randn(max_tokens, width))
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        layer = nn.TransformerEncoderLayer(
+            width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True,
+            norm_first=True,
+        )  # fmt: skip
+        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        # nn.TransformerEncoder copies its first layer: draw the others anew.
+        for copied in self.encoder.layers[1:]:
+            for module in copied.modules():
+                if isinstance(module, nn.Linear):
+                    module.reset_parameters()
+                elif isinstance(module, nn.MultiheadAttention):
+                    module._reset_parameters()
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return ``[B, width]``.
+
+        Raises:
+            ValueError: the text is longer than the position table.
+        """
+        T = input_ids.shape[1]
+        if len(self.positions) < T:
+            raise ValueError(f"{T} text tokens, but max_text_tokens = {len(self.positions)}")
+        mask = attention_mask.bool()
+        hidden = self.embedding(input_ids) + self.positions[:T]
+        hidden = self.norm(self.encoder(hidden, src_key_padding_mask=~mask))
+        weights = mask.unsqueeze(-1).to(hidden.dtype)
+        return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+class ContrastiveTowers(nn.Module):
+    """Image tower, text tower and a learnt temperature.
+
+    Args:
+        config: sizes of the towers.
+        vocab_size: rows of the text embedding.
+
+    Source: CLIP (arXiv:2103.00020) figure 3; the image feature is the mean of the patches and not a
+        class token, since Flamingo reads the patches.
+    """
+
+    def __init__(self, config: TowerConfig, *, vocab_size: int) -> None:
+        super().__init__()
+        from transformers import ViTConfig, ViTModel
+
+        self.vision = ViTModel(
+            ViTConfig(
+                image_size=config.image_size,
+                patch_size=config.patch_size,
+                hidden_size=config.vision_width,
+                intermediate_size=4 * config.vision_width,
+                num_hidden_layers=config.vision_layers,
+                num_attention_heads=config.vision_heads,
+            ),
+            add_pooling_layer=False,
+        )
+        self.text = TextTower(
+            width=config.text_width,
+            layers=config.text_layers,
+            heads=config.vision_heads,
+            vocab_size=vocab_size,
+            max_tokens=config.max_text_tokens,
+        )
+        self.image_projection = nn.Linear(config.vision_width, config.embed_dim, bias=False)
+        self.text_projection = nn.Linear(config.text_width, config.embed_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor([1 / 0.07]).log())
+        self.image_size = config.image_size
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Embed normalised images ``[B, 3, S, S]`` to unit vectors ``[B, D]``."""
+        images = images.to(self.image_projection.weight.dtype)
+        patches = self.vision(images).last_hidden_state[:, 1:]
+        return F.normalize(self.image_projection(patches.mean(1)).float(), dim=-1)
+
+    def embed_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Embed texts ``[B, T]`` to unit vectors ``[B, D]``."""
+        return F.normalize(
+            self.text_projection(self.text(input_ids, attention_mask)).float(), dim=-1
+        )
+
+    def forward(
+        self, images: Tensor, input_ids: Tensor, attention_mask: Tensor
+    ) -> ContrastiveOutput:
+        """Compute the loss over the batch of all ranks. Collective in training mode.
+
+        The mean of the gradients over ranks is the gradient of the joined batch.
+
+        Args:
+            images: float ``[B, 3, S, S]``, normalised with `PIXEL_MEAN` and `PIXEL_STD`.
+            input_ids: long ``[B, T]``.
+            attention_mask: bool ``[B, T]``, False for padding.
+
+        Raises:
+            ValueError: the text is longer than the position table.
+        """
+        image_BD = self.embed_images(images)
+        text_BD = self.embed_text(input_ids, attention_mask)
+        if self.training and dist.is_available() and dist.is_initialized():
+            image_BD, text_BD = GatherRows.apply(image_BD), GatherRows.apply(text_BD)
+        scale = self.logit_scale.float().exp().clamp(max=MAX_LOGIT_SCALE)
+        logits = scale * image_BD @ text_BD.T
+        own = torch.arange(len(logits), device=logits.device)
+        loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+        hits = [(scores.argmax(-1) == own).float().mean() for scores in (logits, logits.T)]
+        return ContrastiveOutput(loss, torch.stack(hits).mean())
+
+    def save_vision(self, folder: Path | str) -> None:
+        """Write the image tower as a folder that `model.vision.load_vision` reads."""
+        self.vision.save_pretrained(folder)
+        preprocessor = {
+            "image_mean": PIXEL_MEAN,
+            "image_std": PIXEL_STD,
+            "size": {"height": self.image_size, "width": self.image_size},
+        }
+        Path(folder, "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2))

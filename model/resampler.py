@@ -1,0 +1,95 @@
+"""The perceiver resampler: any number of patch features to a fixed number of latents per image.
+
+Shape legend: B batch, M media, P patches, L latents, D vision width, N heads, K head width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def feed_forward(width: int, hidden: int) -> nn.Sequential:
+    """LayerNorm, then two bias-free layers with an exact GELU between them."""
+    return nn.Sequential(
+        nn.LayerNorm(width),
+        nn.Linear(width, hidden, bias=False),
+        nn.GELU(),
+        nn.Linear(hidden, width, bias=False),
+    )
+
+
+class PerceiverAttention(nn.Module):
+    """Latents attend to the patches and to themselves.
+
+    Source: Flamingo (arXiv:2204.14198) appendix A.1.1; open_flamingo ``PerceiverAttention``.
+    """
+
+    def __init__(self, width: int, *, num_heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        inner = num_heads * head_dim
+        self.norm_media = nn.LayerNorm(width)
+        self.norm_latents = nn.LayerNorm(width)
+        self.to_q = nn.Linear(width, inner, bias=False)
+        self.to_kv = nn.Linear(width, 2 * inner, bias=False)
+        self.to_out = nn.Linear(inner, width, bias=False)
+
+    def forward(self, media_XPD: Tensor, latents_XLD: Tensor) -> Tensor:
+        """Return the update of the latents, ``[X, L, D]``; X is batch times media."""
+        media_XPD = self.norm_media(media_XPD)
+        latents_XLD = self.norm_latents(latents_XLD)
+        query = self.to_q(latents_XLD)
+        key, value = self.to_kv(torch.cat([media_XPD, latents_XLD], dim=1)).chunk(2, dim=-1)
+        query, key, value = (
+            t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (query, key, value)
+        )
+        attended_XNLK = F.scaled_dot_product_attention(query, key, value)
+        return self.to_out(attended_XNLK.transpose(1, 2).flatten(2))
+
+
+class PerceiverResampler(nn.Module):
+    """Resample every image on its own.
+
+    Args:
+        width: D, of patches and latents alike.
+        depth: layers.
+        num_latents: L.
+        num_heads: N.
+        head_dim: K.
+        ff_mult: feed-forward width / D.
+
+    Source: open_flamingo ``PerceiverResampler`` without its (unused) frame and media embeddings.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        depth: int,
+        num_latents: int,
+        num_heads: int,
+        head_dim: int,
+        ff_mult: float,
+    ) -> None:
+        super().__init__()
+        self.latents = nn.Parameter(torch.randn(num_latents, width))
+        self.layers = nn.ModuleList(
+            nn.ModuleDict(
+                {
+                    "attention": PerceiverAttention(width, num_heads=num_heads, head_dim=head_dim),
+                    "feed_forward": feed_forward(width, int(ff_mult * width)),
+                }
+            )
+            for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Resample patch features ``[B, M, P, D]`` to latents ``[B, M, L, D]``."""
+        B, M = features.shape[:2]
+        media_XPD = features.flatten(0, 1)
+        latents_XLD = self.latents.expand(B * M, -1, -1)
+        for layer in self.layers:
+            latents_XLD = latents_XLD + layer["attention"](media_XPD, latents_XLD)
+            latents_XLD = latents_XLD + layer["feed_forward"](latents_XLD)
+        return self.norm(latents_XLD).unflatten(0, (B, M))
