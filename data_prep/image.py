@@ -20,6 +20,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _WHITE = (255, 255, 255)
+_STRIP_PIXELS = 1 << 20
 _DECODE_ERRORS = (
     OSError,
     ValueError,
@@ -36,7 +37,10 @@ _DECODE_ERRORS = (
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """How one image ended; `data` is set when `status` is ok. Sizes are in pixels, as displayed."""
+    """How one image ended; `data` is set when `status` is ok. Sizes are in pixels.
+
+    The original size is as displayed, or as the header has it for an image refused by its size.
+    """
 
     status: Status
     error: str = ""
@@ -68,19 +72,21 @@ def encode_image(data: bytes, image: ImageConfig, keep: FilterConfig) -> Encoded
 
 
 def _encode(source: Image.Image, image: ImageConfig, keep: FilterConfig) -> EncodedImage:
-    orientation = _orientation(source)
     width, height = source.size
-    if orientation in _TURNED:
-        width, height = height, width
+    # Judged before the EXIF is asked for: Pillow decodes a whole PNG to find its EXIF. The rules
+    # do not care which side is which.
     refused = _judge(width, height, keep)
     if refused is not None:
         return EncodedImage(*refused, original_width=width, original_height=height)
+    orientation = _orientation(source)
+    if orientation in _TURNED:
+        width, height = height, width
     target = _resized(source.size, image)
     # A JPEG can be decoded at 1/2, 1/4 or 1/8; twice the target leaves the resize its quality.
     source.draft(None, (2 * target[0], 2 * target[1]))
-    picture = _on_white(source)
+    picture, box = _reduced_on_white(source, target)
     if picture.size != target:
-        picture = picture.resize(target, Image.Resampling.LANCZOS, reducing_gap=3.0)
+        picture = picture.resize(target, Image.Resampling.LANCZOS, box=box)
     if orientation != 1:  # turned last, when the picture is small
         exif = picture.getexif()
         exif[_ORIENTATION] = orientation
@@ -151,21 +157,51 @@ def _resized(size: tuple[int, int], image: ImageConfig) -> tuple[int, int]:
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def _on_white(source: Image.Image) -> Image.Image:
-    """The decoded image as RGB, transparency laid on white."""
+def _reduced_on_white(
+    source: Image.Image, target: tuple[int, int]
+) -> tuple[Image.Image, tuple[float, float, float, float]]:
+    """The decoded image as RGB on white, shrunk by a whole factor where it is far too large.
+
+    It is worked off in strips: a picture of 80 megapixels is in memory once, as decoded, and not
+    again for each conversion.
+
+    Returns:
+        the picture, and the box of it that the original fills (its last pixels may be partial).
+    """
+    source.load()
+    width, height = source.size
+    # Three times the target and more leaves the final resize its quality.
+    factor = max(1, min(width // (3 * target[0]), height // (3 * target[1])))
+    sixteen_bit = _is_sixteen_bit(source)
+    if factor == 1 and width * height <= _STRIP_PIXELS:
+        return _on_white(source, sixteen_bit), (0, 0, width, height)
+    picture = Image.new("RGB", (-(-width // factor), -(-height // factor)))
+    step = factor * max(1, _STRIP_PIXELS // (width * factor))
+    for top in range(0, height, step):
+        strip = source.crop((0, top, width, min(height, top + step)))
+        picture.paste(_on_white(strip, sixteen_bit).reduce(factor), (0, top // factor))
+    return picture, (0, 0, width / factor, height / factor)
+
+
+def _is_sixteen_bit(source: Image.Image) -> bool:
+    if source.mode == "I":
+        return source.getextrema()[1] > 255
+    return source.mode.startswith("I;16")
+
+
+def _on_white(source: Image.Image, sixteen_bit: bool) -> Image.Image:
+    """The image, or a strip of it, as RGB, transparency laid on white."""
     if source.mode.startswith("I") or source.mode == "F":
-        # 16 bits a channel: the upper 8 are kept (Pillow's own conversion would clip).
+        # Of 16 bits a channel the upper 8 are kept (Pillow's own conversion would clip).
         pixels = np.asarray(source)
-        if source.mode == "F":
-            pixels = np.nan_to_num(pixels) * (255.0 if float(pixels.max(initial=0)) <= 1 else 1.0)
-        elif pixels.max(initial=0) > 255 or source.mode.startswith("I;16"):
+        if sixteen_bit:
             pixels = pixels >> 8
-        return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).convert("RGB")
-    transparent = source.mode in ("LA", "PA", "La", "RGBA", "RGBa")
-    if not transparent and "transparency" not in source.info:
+        return Image.fromarray(np.clip(np.nan_to_num(pixels), 0, 255).astype(np.uint8)).convert(
+            "RGB"
+        )
+    if source.mode not in ("LA", "PA", "La", "RGBA", "RGBa") and "transparency" not in source.info:
         return source.convert("RGB")
     layer = source if source.mode == "RGBA" else source.convert("RGBA")
-    layer.load()
     canvas = Image.new("RGB", layer.size, _WHITE)
     canvas.paste(layer, mask=layer.getchannel("A"))
     return canvas
