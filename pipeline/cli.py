@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -59,9 +58,13 @@ def train(
     run = load_config(config, overrides or ())
     if processes > 1:
         from pipeline.deepspeed_config import check_run
+        from pipeline.launch import run_group
 
         check_run(run, processes)
-        raise typer.Exit(_spawn(processes, config, overrides or [], fresh, json_path))
+        arguments = ["train", config, *(overrides or [])]
+        arguments += ["--fresh"] if fresh else []
+        arguments += ["--json", str(json_path)] if json_path else []
+        raise typer.Exit(run_group(arguments, processes))
     from pipeline.train import train as run_train
 
     summary = run_train(run, fresh=fresh)
@@ -159,18 +162,6 @@ def main() -> None:
     except DataBudgetError as error:
         typer.echo(f"roseate: {error}", err=True)
         sys.exit(3)
-
-
-def _spawn(
-    processes: int, config: str, overrides: list[str], fresh: bool, json_path: Path | None
-) -> int:
-    """Run `train` as a group of local processes; the exit code of the group."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={processes}", "-m", "pipeline", "train", config, *overrides]
-    command += ["--fresh"] if fresh else []
-    command += ["--json", str(json_path)] if json_path else []
-    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
-    return subprocess.call(command, env=environment | os.environ)
 
 
 def _show(summary: dict, json_path: Path | None) -> None:

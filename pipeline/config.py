@@ -158,7 +158,9 @@ def load_config(name: str, overrides: list[str] | tuple[str, ...] = ()) -> RunCo
     if problems:
         raise ConfigError(problems)
     # After validation, since defaults may name the root too.
-    filled = _substitute(config.model_dump(by_alias=True), "{root}", os.path.expanduser(config.root))
+    filled = _substitute(
+        config.model_dump(by_alias=True), "{root}", os.path.expanduser(config.root)
+    )
     return RunConfig.model_validate(filled)
 
 

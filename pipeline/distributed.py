@@ -2,12 +2,13 @@
 
 import os
 import signal
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+
+from pipeline.launch import free_port
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def start_group() -> DistInfo:
     }.items():
         os.environ.setdefault(key, value)
     if "MASTER_PORT" not in os.environ:
-        os.environ["MASTER_PORT"] = str(_free_port())
+        os.environ["MASTER_PORT"] = str(free_port())
     cuda = torch.cuda.is_available()
     if not cuda:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -84,9 +85,3 @@ class StopRequest:
     def agreed(self) -> bool:
         asked = self._flag or (self._file is not None and Path(self._file).exists())
         return sum_over_ranks(float(asked), self._info) > 0
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]

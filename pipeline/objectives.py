@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from model.contrastive import ContrastiveTowers, build_language
 from torch import Tensor, nn
 
 from data_prep.errors import ConfigError, Problem
 from model import build as model_build
+from model.contrastive import ContrastiveTowers
+from model.language import IMAGE_TOKEN, build_language
 from pipeline.config import RunConfig
 from pipeline.data.batch import Batch, ImageFormat, TextFormat
 from pipeline.data.shards import ShardReader
@@ -38,7 +39,7 @@ class FlamingoObjective:
     def __init__(self, config: RunConfig):
         check_towers(config)
         tokenizer = model_build.load_tokenizer(config.model.language)
-        image_token_id = len(tokenizer)
+        image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         self.model = model_build.build_flamingo(
             config.model, image_token_id=image_token_id, seed=config.seed
         )
@@ -96,7 +97,7 @@ class ContrastiveObjective:
     def __init__(self, config: RunConfig):
         torch.manual_seed(config.seed)
         tokenizer = caption_tokenizer(config)
-        self.model = ContrastiveTowers(config.tower, len(tokenizer))
+        self.model = ContrastiveTowers(config.tower, vocab_size=len(tokenizer))
         self.text = TextFormat(tokenizer, None, config.data.max_text_tokens)
         self.image = ImageFormat(config.tower.image_size, HALF, HALF)
         self._folder = Path(config.model.vision.path)

@@ -5,15 +5,17 @@ Every step is a command that a person could type; each can be killed and run aga
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from data_prep.examples.openclipart import OpenClipartWeb, build_openclipart_table
+from data_prep.examples.tables import build_scene_web
+from data_prep.examples.web import SceneWeb
 from data_prep.ray_runner import run_ingest
-
 from pipeline.config import RunConfig, load_config
+from pipeline.launch import free_port
 
 
 def run_demo(
@@ -24,8 +26,6 @@ def run_demo(
     Returns:
         The summary, also in {root}/summary.json.
     """
-    from data_prep.examples.scenes_web import SceneWeb, build_scene_web
-
     config = load_config("demo", overrides)
     root = Path(config.root)
     began = time.perf_counter()
@@ -57,8 +57,6 @@ def run_demo(
 
 def run_openclipart(overrides: list[str], limit: int | None, processes: int) -> dict:
     """nginx -> ingest -> Flamingo of SmolLM2-135M and EfficientNet-Lite0 -> captions of held-out drawings."""
-    from data_prep.examples.openclipart import OpenClipartWeb, build_openclipart_table
-
     config = load_config("openclipart", overrides)
     root = Path(config.root)
     web = root / "web"
@@ -108,9 +106,7 @@ def _port(folder: Path) -> int:
     file = folder / "port"
     if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            file.write_text(str(s.getsockname()[1]))
+        file.write_text(str(free_port()))
     return int(file.read_text())
 
 

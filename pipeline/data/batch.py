@@ -83,7 +83,9 @@ class TextFormat:
     def encode(self, text: str) -> tuple[list[int], list[int]]:
         """(ids, labels) of one caption."""
         room = self.max_tokens - len(self.prompt) - 1
-        body = self.tokenizer(text, add_special_tokens=False)["input_ids"][:room]
+        body = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        # A caption from the web may spell the mark; it must not ask for an image of its own.
+        body = [i for i in body if i != self.image_token_id][:room]
         body = [*body, self.tokenizer.eos_token_id]
         return [*self.prompt, *body], [IGNORE] * len(self.prompt) + body
 

@@ -1,0 +1,61 @@
+"""Several `roseate` processes on this machine as one group; on a cluster srun does this instead."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+
+def free_port() -> int:
+    """A port nobody listens on, on loopback."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def run_group(arguments: list[str], processes: int) -> int:
+    """Run `python -m pipeline ARGUMENTS` as so many ranks; the exit code of the first that failed, or 0.
+
+    When one fails the others are ended, since they would wait for it in a collective for ever. SIGTERM
+    and SIGUSR1 are passed on to all, so that they stop together.
+    """
+    threads = str(max(1, (os.cpu_count() or 1) // processes))
+    common = {
+        "WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
+    }
+    group = [
+        subprocess.Popen(
+            [sys.executable, "-m", "pipeline", *arguments],
+            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(processes)
+    ]
+
+    def pass_on(number: int, _: object) -> None:
+        for process in group:
+            process.send_signal(number)
+
+    before = {n: signal.signal(n, pass_on) for n in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        while True:
+            codes = [p.poll() for p in group]
+            failed = [c for c in codes if c]
+            if failed or all(c == 0 for c in codes):
+                return failed[0] if failed else 0
+            time.sleep(0.05)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for process in group:
+            if process.poll() is None:
+                process.terminate()
+        for process in group:
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
