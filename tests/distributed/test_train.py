@@ -1,0 +1,107 @@
+"""The loop on two gloo processes: divided experts, exact continuation, gathered weights, refusals."""
+
+import json
+import os
+import subprocess
+import sys
+
+import mlflow
+import pytest
+import torch
+
+from pipeline.checkpoint import find_checkpoint, read_state, read_weights
+from tests.helpers.tiny import OVERRIDES
+
+pytestmark = pytest.mark.distributed
+
+
+def train(root, name, *overrides, processes=2, expect=0):
+    command = [sys.executable, "-m", "pipeline", "train", "demo", f"root={root}", *OVERRIDES]
+    command += [f"name={name}", *overrides]
+    command += ["--processes", str(processes)] if processes > 1 else []
+    command += ["--json", str(root / f"{name}.json")]
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == expect, done.stderr[-3000:]
+    return json.loads((root / f"{name}.json").read_text()) if expect == 0 else done.stderr
+
+
+def weights(root, name):
+    path = find_checkpoint(root / name / "checkpoints")
+    return read_weights(path), read_state(path)
+
+
+def test_experts_over_two_ranks_equal_experts_on_every_rank(tiny_root):
+    divided = train(tiny_root, "ep2", "optim.name=adamw")
+    whole = train(tiny_root, "ep1", "optim.name=adamw", "engine.expert_parallel=1")
+    assert divided["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+    one, two = weights(tiny_root, "ep2")[0], weights(tiny_root, "ep1")[0]
+    assert one.keys() == two.keys()
+    assert any("experts.gate_up_proj" in name for name in one)
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_continuation_equals_an_undisturbed_run_to_the_bit(tiny_root):
+    train(tiny_root, "whole")
+    # The schedule spans all 6 steps in both; the first half ends at its checkpoint after step 3.
+    stop = tiny_root / "stop"
+    train(tiny_root, "halves", "checkpoint.every_steps=3")
+    (last,) = (tiny_root / "halves/checkpoints").glob("step_000006")
+    last.rename(stop)
+    second = train(tiny_root, "halves", "checkpoint.every_steps=3")
+    assert second["resumed_at"] == 3
+    one, state = weights(tiny_root, "whole")
+    two, resumed = weights(tiny_root, "halves")
+    assert state["step"] == resumed["step"] == 6
+    for name in one:
+        assert torch.equal(one[name], two[name]), name
+
+
+def test_states_are_8_bit_and_the_run_is_in_mlflow(tiny_root):
+    wide = "model.resampler={depth: 1, num_latents: 4, num_heads: 4, head_dim: 32}"
+    summary = train(tiny_root, "eight", wide)
+    assert summary["optimizer_state_bytes"]["uint8"] > 0
+    client = mlflow.MlflowClient(f"sqlite:///{tiny_root}/mlflow.db")
+    run = client.get_run(summary["mlflow_run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["optim.name"] == "adamw_8bit"
+    assert len(client.get_metric_history(run.info.run_id, "loss")) == 6
+    for name in ("held_out_loss", "held_out_loss_zero_image"):
+        assert run.data.metrics[name] == summary[name]
+
+
+@pytest.mark.parametrize("strategy", ["zero1", "zero3"])
+def test_other_strategies_train_to_the_same_loss(tiny_root, strategy):
+    name = f"with_{strategy}"
+    other = train(
+        tiny_root, name, f"engine.strategy={strategy}", "engine.expert_parallel=1",
+        "optim.name=adamw",
+    )  # fmt: skip
+    base = train(tiny_root, f"base_{strategy}", "engine.expert_parallel=1", "optim.name=adamw")
+    assert other["loss"] == pytest.approx(base["loss"], rel=1e-5)
+
+
+def test_another_layout_is_refused(tiny_root):
+    train(tiny_root, "layout", "train.steps=1")
+    message = train(tiny_root, "layout", "engine.expert_parallel=1", expect=2)
+    assert "resume: expert_parallel = 1" in message and "Traceback" not in message
+
+
+def test_missing_towers_are_refused(tiny_root):
+    message = train(tiny_root, "t", "model.vision.path=/nowhere", processes=1, expect=2)
+    assert "model.vision.path" in message and "roseate train demo_vision" in message
+
+
+def test_folder_that_is_no_dataset_is_refused(tiny_root):
+    message = train(
+        tiny_root, "t", f"data.sources.laion.path={tiny_root}/vision", processes=1, expect=2
+    )
+    assert "data.sources.laion.path" in message and "Traceback" not in message
+
+
+def test_indivisible_batch_is_refused(tiny_root):
+    message = train(tiny_root, "t", "batch.global_size=9", expect=2)
+    assert "batch.global_size = 9" in message
