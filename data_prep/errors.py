@@ -1,4 +1,4 @@
-"""What a person is told when their input cannot be used. 
+"""What a person is told when their input cannot be used.
 
 Raised everywhere but in model/; pipeline/cli.py turns them into exit codes.
 """

@@ -47,6 +47,10 @@ def start_group() -> DistInfo:
         torch.cuda.set_device(local_rank)
     import deepspeed  # slow: only a training process needs it
 
+    if not cuda:
+        # A shared-memory collective that DeepSpeed compiles at start: half a minute and a C++ compiler
+        # for calls we never make.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     return DistInfo(dist.get_rank(), dist.get_world_size(), device)
