@@ -1,0 +1,78 @@
+import pytest
+import torch
+from torch import nn
+
+from model.cross_attention import GatedCrossAttentionBlock, MaskedCrossAttention, media_mask
+from model.experts import DenseFeedForward
+
+
+def naive_cross_attention(module: MaskedCrossAttention, text, media, visible):
+    """Loops over rows, tokens and heads; softmax over the latents of the visible images."""
+    inner = module.to_q.out_features
+    head_dim = inner // module.num_heads
+    output = torch.zeros_like(text)
+    for b in range(text.shape[0]):
+        for t in range(text.shape[1]):
+            shown = [m for m in range(media.shape[1]) if visible[b, t, m]]
+            if not shown:
+                continue
+            row = text[b, t]
+            row = (row - row.mean()) / (row.var(correction=0) + module.norm.eps).sqrt()
+            query = module.to_q.weight @ (row * module.norm.weight + module.norm.bias)
+            latents = torch.cat([media[b, m] for m in shown])
+            keys, values = (latents @ module.to_kv.weight.T).split(inner, dim=1)
+            heads = []
+            for h in range(module.num_heads):
+                part = slice(h * head_dim, (h + 1) * head_dim)
+                scores = keys[:, part] @ query[part] * head_dim**-0.5
+                heads.append(scores.softmax(0) @ values[:, part])
+            output[b, t] = module.to_out.weight @ torch.cat(heads)
+    return output
+
+
+def test_a_token_sees_only_the_last_image_at_or_before_it():
+    is_media = torch.tensor([[0, 1, 0, 1, 0], [0, 0, 0, 0, 0], [1, 1, 0, 0, 0]], dtype=torch.bool)
+    expected = torch.zeros(3, 5, 2, dtype=torch.bool)
+    expected[0, 1:3, 0] = expected[0, 3:, 1] = True
+    expected[2, 0, 0] = expected[2, 1:, 1] = True
+    assert torch.equal(media_mask(is_media, 2), expected)
+
+
+def test_more_image_tokens_than_media_slots_raise_with_both_numbers():
+    with pytest.raises(ValueError, match="3 image tokens but only 2 media slots"):
+        media_mask(torch.ones(1, 3, dtype=torch.bool), 2)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_cross_attention_equals_a_naive_float64_loop(seed):
+    torch.manual_seed(seed)
+    module = MaskedCrossAttention(12, 10, num_heads=3, head_dim=4).double()
+    nn.init.normal_(module.norm.weight)
+    text, media = torch.randn(2, 6, 12).double(), torch.randn(2, 3, 5, 10).double()
+    visible = torch.rand(2, 6, 3) < 0.4
+    expected = naive_cross_attention(module, text, media, visible)
+    # 1e-12: both sides are float64, only the order of sums differs.
+    torch.testing.assert_close(module(text, media, visible), expected, atol=1e-12, rtol=0)
+
+
+def test_rows_that_see_nothing_are_exactly_zero_and_gradients_are_finite():
+    module = MaskedCrossAttention(8, 8, num_heads=2, head_dim=4)
+    text = torch.randn(2, 4, 8, requires_grad=True)
+    visible = torch.zeros(2, 4, 2, dtype=torch.bool)
+    visible[0, 2:, 0] = True
+    output = module(text, torch.randn(2, 2, 3, 8), visible)
+    output.square().sum().backward()
+    assert torch.equal(output[0, :2], torch.zeros(2, 8))
+    assert torch.equal(output[1], torch.zeros(4, 8))
+    assert output[0, 2:].abs().min() > 0
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
+    assert text.grad.isfinite().all()
+
+
+def test_closed_gates_pass_the_text_through_bit_for_bit():
+    attention = MaskedCrossAttention(8, 6, num_heads=2, head_dim=4)
+    block = GatedCrossAttentionBlock(attention, DenseFeedForward(8, 16), text_width=8)
+    text = torch.randn(2, 4, 8)
+    visible = torch.ones(2, 4, 1, dtype=torch.bool)
+    assert torch.equal(block(text, torch.randn(2, 1, 3, 6), visible), text)
+    assert block.attn_gate.shape == block.ff_gate.shape == (1,)

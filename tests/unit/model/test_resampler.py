@@ -1,0 +1,56 @@
+import torch
+from torch import nn
+
+from model.resampler import PerceiverResampler
+
+
+def naive_resample(module: PerceiverResampler, patches, num_heads):
+    """One image at a time, open_flamingo's formulas written out head by head."""
+
+    def norm(layer, x):
+        scaled = (x - x.mean(-1, keepdim=True)) / (
+            x.var(-1, correction=0, keepdim=True) + layer.eps
+        ).sqrt()
+        return scaled * layer.weight + layer.bias
+
+    latents = module.latents
+    for layer in module.layers:
+        attention, feed_forward = layer["attention"], layer["feed_forward"]
+        normed = norm(attention.norm_latents, latents)
+        both = torch.cat([norm(attention.norm_media, patches), normed])
+        query = normed @ attention.to_q.weight.T
+        key, value = (both @ attention.to_kv.weight.T).chunk(2, dim=1)
+        heads = []
+        for q, k, v in zip(*(t.chunk(num_heads, dim=1) for t in (query, key, value)), strict=True):
+            scores = q @ k.T * q.shape[1] ** -0.5
+            scores = (scores - scores.amax(1, keepdim=True)).exp()
+            heads.append(scores / scores.sum(1, keepdim=True) @ v)
+        latents = latents + torch.cat(heads, dim=1) @ attention.to_out.weight.T
+        hidden = norm(feed_forward[0], latents) @ feed_forward[1].weight.T
+        hidden = hidden * 0.5 * (1 + torch.erf(hidden / 2**0.5))
+        latents = latents + hidden @ feed_forward[3].weight.T
+    return norm(module.norm, latents)
+
+
+def test_equals_a_naive_float64_reference_image_by_image():
+    torch.manual_seed(3)
+    module = PerceiverResampler(
+        12, depth=2, num_latents=5, num_heads=3, head_dim=4, ff_mult=4
+    ).double()
+    for layer in module.modules():
+        if isinstance(layer, nn.LayerNorm):
+            nn.init.normal_(layer.weight)
+            nn.init.normal_(layer.bias)
+    features = torch.randn(2, 3, 7, 12).double()
+    output = module(features)
+    assert output.shape == (2, 3, 5, 12)
+    for b in range(2):
+        for m in range(3):
+            expected = naive_resample(module, features[b, m], 3)
+            # 1e-11: both sides are float64, only the order of sums differs.
+            torch.testing.assert_close(output[b, m], expected, atol=1e-11, rtol=0)
+
+
+def test_any_number_of_patches_gives_the_same_number_of_latents():
+    module = PerceiverResampler(8, depth=1, num_latents=4, num_heads=2, head_dim=4, ff_mult=2)
+    assert module(torch.randn(1, 1, 49, 8)).shape == module(torch.randn(1, 1, 5, 8)).shape
