@@ -73,7 +73,7 @@ def test_states_are_8_bit_and_the_run_is_in_mlflow(tiny_root):
         assert run.data.metrics[name] == summary[name]
 
 
-@pytest.mark.parametrize("strategy", ["zero1", "zero3"])
+@pytest.mark.parametrize("strategy", ["zero1"])
 def test_other_strategies_train_to_the_same_loss(tiny_root, strategy):
     name = f"with_{strategy}"
     other = train(
