@@ -117,7 +117,12 @@ class TowerConfig(Section):
     """Small towers trained from nothing: contrastive image and text tower, and a language model."""
 
     image_size: int = Field(default=64, ge=8, description="image side in pixels")
-    patch_size: int = Field(default=8, ge=1, description="patch side in pixels")
+    patch_size: int = Field(default=8, ge=1, description="patch side in pixels; 8 for resnet")
+    vision_kind: Literal["vit", "resnet"] = Field(
+        default="vit",
+        description="image tower: vit, or resnet, which learns small images in fewer steps "
+        "but whose batch norm sees one rank's batch at a time",
+    )
     vision_width: int = Field(default=128, ge=8, description="width of the image tower")
     vision_layers: int = Field(default=4, ge=1, description="layers of the image tower")
     vision_heads: int = Field(default=4, ge=1, description="attention heads of the image tower")
@@ -148,4 +153,8 @@ class TowerConfig(Section):
         ):
             if whole % part:
                 raise ValueError(f"{name}: {whole} and {part}")
+        if self.vision_kind == "resnet" and self.patch_size != 8:
+            raise ValueError(
+                f"patch_size = {self.patch_size}, but a resnet tower has patches of 8 pixels"
+            )
         return self

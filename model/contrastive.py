@@ -88,6 +88,34 @@ class TextTower(nn.Module):
         return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
+def build_vision(config: TowerConfig) -> nn.Module:
+    """Build the image tower with fresh weights from the global random state."""
+    from transformers import ResNetConfig, ResNetModel, ViTConfig, ViTModel
+
+    width, layers = config.vision_width, config.vision_layers
+    if config.vision_kind == "resnet":
+        # Two stages behind a stem of stride 4, the second of stride 2: patches of 8 pixels.
+        return ResNetModel(
+            ResNetConfig(
+                embedding_size=width // 4,
+                hidden_sizes=[width // 2, width],
+                depths=[(layers + 1) // 2, max(1, layers // 2)],
+                layer_type="basic",
+            )
+        )
+    return ViTModel(
+        ViTConfig(
+            image_size=config.image_size,
+            patch_size=config.patch_size,
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=config.vision_heads,
+        ),
+        add_pooling_layer=False,
+    )
+
+
 class ContrastiveTowers(nn.Module):
     """Image tower, text tower and a learnt temperature.
 
@@ -101,19 +129,7 @@ class ContrastiveTowers(nn.Module):
 
     def __init__(self, config: TowerConfig, *, vocab_size: int) -> None:
         super().__init__()
-        from transformers import ViTConfig, ViTModel
-
-        self.vision = ViTModel(
-            ViTConfig(
-                image_size=config.image_size,
-                patch_size=config.patch_size,
-                hidden_size=config.vision_width,
-                intermediate_size=4 * config.vision_width,
-                num_hidden_layers=config.vision_layers,
-                num_attention_heads=config.vision_heads,
-            ),
-            add_pooling_layer=False,
-        )
+        self.vision = build_vision(config)
         self.text = TextTower(
             width=config.text_width,
             layers=config.text_layers,
@@ -129,8 +145,10 @@ class ContrastiveTowers(nn.Module):
     def embed_images(self, images: Tensor) -> Tensor:
         """Embed normalised images ``[B, 3, S, S]`` to unit vectors ``[B, D]``."""
         images = images.to(self.image_projection.weight.dtype)
-        patches = self.vision(images).last_hidden_state[:, 1:]
-        return F.normalize(self.image_projection(patches.mean(1)).float(), dim=-1)
+        features = self.vision(images).last_hidden_state
+        # A ViT gives [B, 1 + P, width] with a class token in front, a ResNet [B, width, h, w].
+        pooled = features[:, 1:].mean(1) if features.dim() == 3 else features.mean((2, 3))
+        return F.normalize(self.image_projection(pooled).float(), dim=-1)
 
     def embed_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Embed texts ``[B, T]`` to unit vectors ``[B, D]``."""

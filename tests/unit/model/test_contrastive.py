@@ -65,6 +65,24 @@ def test_a_saved_image_tower_gives_the_same_patches_as_a_frozen_encoder(tmp_path
     assert vision.mean == vision.std == (0.5, 0.5, 0.5)
 
 
+def test_a_saved_resnet_tower_gives_patches_of_8_pixels(tmp_path):
+    tower = TOWER.model_copy(update={"vision_kind": "resnet", "image_size": 32})
+    model = ContrastiveTowers(tower, vocab_size=20)
+    images = torch.randn(4, 3, 32, 32)
+    model(images, *batch()[1:]).loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+    model.save_vision(tmp_path)
+    vision = load_vision(str(tmp_path))
+    assert (vision.image_size, vision.num_patches, vision.width) == (32, 16, 16)
+    expected = model.eval().vision(images).last_hidden_state.flatten(2).transpose(1, 2)
+    assert torch.equal(vision(images), expected.detach())
+
+
+def test_a_resnet_tower_with_other_patches_is_refused():
+    with pytest.raises(ValueError, match="patch_size = 4, but a resnet tower has patches of 8"):
+        TowerConfig(vision_kind="resnet", patch_size=4)
+
+
 def test_a_text_longer_than_the_position_table_is_refused():
     images, ids, mask = batch()
     long = torch.cat([ids, ids], 1), torch.cat([mask, mask], 1)
