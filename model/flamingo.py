@@ -49,6 +49,24 @@ class RouterTap:
         self.store[self.block_index] = logits
 
 
+class ImageToken(nn.Module):
+    """The embedding of ``<image>``, at first the mean of the frozen ones.
+
+    A module of its own and not a bare parameter of `Flamingo`: ZeRO-3 gathers a module's parameters
+    for backward only when the module returns tensors.
+    """
+
+    def __init__(self, embedding_VH: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(embedding_VH.detach().float().mean(0, keepdim=True))
+
+    def forward(self, embedded_BTH: Tensor, is_image_BT: Tensor) -> Tensor:
+        """Put the embedding where ``is_image_BT`` is True."""
+        return torch.where(
+            is_image_BT.unsqueeze(-1), self.weight.to(embedded_BTH.dtype), embedded_BTH
+        )
+
+
 class Flamingo(nn.Module):
     """A vision-language model of two frozen towers and the trained parts between them.
 
@@ -83,8 +101,7 @@ class Flamingo(nn.Module):
         self.gated_blocks = gated_blocks
         self.image_token_id = image_token_id
         self.top_k = top_k
-        embedding = language.get_input_embeddings().weight
-        self.image_token = nn.Parameter(embedding.detach().float().mean(0, keepdim=True))
+        self.image_token = ImageToken(language.get_input_embeddings().weight)
         self._fusion = Fusion(language, gated_blocks, layers)
         self._takes_positions = "position_ids" in inspect.signature(language.forward).parameters
         self._router_logits: dict[int, Tensor] = {}
@@ -127,8 +144,7 @@ class Flamingo(nn.Module):
         """Embed tokens ``[B, T]`` to ``[B, T, H]``, ``<image>`` by its own parameter."""
         is_image = input_ids == self.image_token_id
         embedded = self.language.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
-        image_token = self.image_token.to(embedded.dtype)
-        return torch.where(is_image.unsqueeze(-1), image_token, embedded)
+        return self.image_token(embedded, is_image)
 
     def forward(
         self,
@@ -164,9 +180,6 @@ class Flamingo(nn.Module):
             ignore_index=-100,
             reduction="sum",
         )
-        # Padding may leave no target at all, and the image token may stand in no row: a zero term
-        # keeps the set of parameters that receive gradients the same on every rank.
-        loss_sum = loss_sum + 0.0 * self.image_token.float().sum()
         load_balance, z_loss = self._router_losses(attention_mask, loss_sum)
         return FlamingoOutput(loss_sum, (targets != -100).sum(), load_balance, z_loss, logits)
 
