@@ -20,9 +20,10 @@ if [[ -n $ROSEATE_INTERFACE ]]; then
   export NCCL_SOCKET_IFNAME=$ROSEATE_INTERFACE GLOO_SOCKET_IFNAME=$ROSEATE_INTERFACE
 fi
 
-# Caches. Compiled kernels belong on the node's own disk, downloads where all nodes see them.
-export HF_HOME=${HF_HOME:-$HOME/.cache/huggingface}
-export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$ROSEATE_LOCAL/triton-$USER}
+# Caches. Compiled kernels belong on the node's own disk; downloads where all nodes see them, which
+# the home folder mostly is.
+export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$ROSEATE_LOCAL/triton-$UID}
+# export HF_HOME=/shared/huggingface
 # export HF_HUB_OFFLINE=1          # compute nodes without a way to the internet
 
 # Without a GPU DeepSpeed has to be told so.

@@ -39,7 +39,7 @@ temporary=$ROSEATE_LOCAL/ray-$SLURM_JOB_ID
 # Without a token every user of the node could run code in this cluster. Set explicitly, since Ray
 # otherwise takes a token on the head only where the user's home happens to have one.
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$job_folder/ray-token
-(umask 077 && "$ROSEATE_PYTHON" -c 'import secrets; print(secrets.token_hex(32), end="")' >"$RAY_AUTH_TOKEN_PATH")
+(umask 077 && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$RAY_AUTH_TOKEN_PATH")
 
 head_step='' driver='' stop_requested=''
 worker_steps=()
@@ -67,6 +67,7 @@ stop_ray() {
 }
 trap stop_ray EXIT
 
+# shellcheck disable=SC2317  # called by the trap
 request_stop() {
   say "stop request: what is committed stays"
   stop_requested=1
@@ -89,7 +90,8 @@ for node in "${nodes[@]:1}"; do
   worker_steps+=($!)
 done
 
-"$ROSEATE_PYTHON" - "$address:$port" "${#nodes[@]}" <<'PYTHON' || fail "the Ray workers did not join, see $job_folder"
+joined=0
+"$ROSEATE_PYTHON" - "$address:$port" "${#nodes[@]}" <<'PYTHON' || joined=$?
 import sys
 import time
 
@@ -103,6 +105,7 @@ while (alive := sum(node["Alive"] for node in ray.nodes())) < wanted:
         sys.exit(f"{alive} of {wanted} Ray nodes after 180 s")
     time.sleep(0.5)
 PYTHON
+((joined == 0)) || fail "the Ray nodes did not all join, see $job_folder/ray-*.log"
 say "all ${#nodes[@]} Ray nodes joined"
 
 code=0

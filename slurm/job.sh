@@ -18,7 +18,8 @@ start_job() {
   export PYTHONPATH=$ROSEATE_HOME${PYTHONPATH:+:$PYTHONPATH}
   # shellcheck source=slurm/env.sh
   source "$ROSEATE_HOME/slurm/env.sh"
-  [[ -x $ROSEATE_PYTHON ]] || fail "no interpreter at ROSEATE_PYTHON=$ROSEATE_PYTHON: run \`make install\` or edit slurm/env.sh"
+  [[ -x $ROSEATE_PYTHON ]] ||
+    fail "no interpreter at ROSEATE_PYTHON=$ROSEATE_PYTHON: run \`make install\` or edit slurm/env.sh"
   job_folder=$ROSEATE_JOBS/$SLURM_JOB_ID
   mkdir -p "$job_folder"
   say "job $SLURM_JOB_ID, restart ${SLURM_RESTART_COUNT:-0}, nodes $SLURM_JOB_NODELIST"
