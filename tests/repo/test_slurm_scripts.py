@@ -140,7 +140,8 @@ def test_header_flags_are_known_to_sbatch(tmp_path):
     environment = os.environ | {"SLURM_CONF": str(config)}
     run = ["sbatch", "--help"]
     known = subprocess.run(run, env=environment, capture_output=True, text=True, check=True).stdout
-    assert [flag for flag in sorted(HEADER_FLAGS) if f"--{flag}" not in known] == []
+    # `sbatch --help` keeps open-mode to itself; its manual has it, and tests/cluster uses it.
+    assert {flag for flag in HEADER_FLAGS if f"--{flag}" not in known} <= {"open-mode"}
 
 
 def test_pretrain_passes_everything_through(bench):
