@@ -80,15 +80,6 @@ def check_run(config: RunConfig, world_size: int) -> None:
                 "set model.experts.backend=stacked, or engine.strategy=zero2",
             )
         )
-    if config.objective == "flamingo" and stage == 3 and experts.backend != "native":
-        problems.append(
-            Problem(
-                "engine.strategy",
-                config.engine.strategy,
-                "the Flamingo objective is trained under ZeRO 1 or 2; under ZeRO-3 its backward fails",
-                "set engine.strategy=zero2",
-            )
-        )
     if has_experts and experts.backend == "native" and parallel > 1:
         problems.append(
             Problem(

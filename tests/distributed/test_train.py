@@ -12,6 +12,8 @@ import torch
 from pipeline.checkpoint import find_checkpoint, read_state, read_weights
 from tests.helpers.tiny import OVERRIDES
 
+ALONE = "engine.expert_parallel=1"
+
 pytestmark = pytest.mark.distributed
 
 
@@ -73,7 +75,7 @@ def test_states_are_8_bit_and_the_run_is_in_mlflow(tiny_root):
         assert run.data.metrics[name] == summary[name]
 
 
-@pytest.mark.parametrize("strategy", ["zero1"])
+@pytest.mark.parametrize("strategy", ["zero1", "zero3"])
 def test_other_strategies_train_to_the_same_loss(tiny_root, strategy):
     name = f"with_{strategy}"
     other = train(
@@ -91,13 +93,13 @@ def test_another_layout_is_refused(tiny_root):
 
 
 def test_missing_towers_are_refused(tiny_root):
-    message = train(tiny_root, "t", "model.vision.path=/nowhere", processes=1, expect=2)
+    message = train(tiny_root, "t", "model.vision.path=/nowhere", ALONE, processes=1, expect=2)
     assert "model.vision.path" in message and "roseate train demo_vision" in message
 
 
 def test_folder_that_is_no_dataset_is_refused(tiny_root):
     message = train(
-        tiny_root, "t", f"data.sources.laion.path={tiny_root}/vision", processes=1, expect=2
+        tiny_root, "t", f"data.sources.laion.path={tiny_root}/vision", ALONE, processes=1, expect=2
     )
     assert "data.sources.laion.path" in message and "Traceback" not in message
 

@@ -39,7 +39,6 @@ def test_every_strategy_merges_with_every_preset(preset, strategy):
             2,
             "ZeRO-3",
         ),
-        (["engine.strategy=zero3"], 2, "ZeRO-3 its backward fails"),
         (["model.experts.backend=native"], 2, "engine.expert_parallel"),
         (["batch.global_size=96"], 3, "divides the number of processes"),
         (["engine.expert_parallel=8", "batch.global_size=256"], 8, "num_experts=4"),
