@@ -56,7 +56,9 @@ def assemble(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        resampler = PerceiverResampler(vision.width, **config.resampler.model_dump())
+        sizes = config.resampler.model_dump(exclude={"patch_positions"})
+        positions = vision.num_patches if config.resampler.patch_positions else None
+        resampler = PerceiverResampler(vision.width, **sizes, num_positions=positions)
         blocks = nn.ModuleList(
             GatedCrossAttentionBlock(
                 MaskedCrossAttention(

@@ -41,6 +41,11 @@ class ResamplerConfig(Section):
     num_heads: int = Field(default=4, ge=1, description="attention heads")
     head_dim: int = Field(default=32, ge=1, description="width of one attention head")
     ff_mult: float = Field(default=4, gt=0, description="feed-forward width / vision width")
+    patch_positions: bool = Field(
+        default=False,
+        description="add a trained vector per patch position: for encoders with grid features, "
+        "which hold no position of their own; the number of patches is then fixed",
+    )
 
 
 class CrossAttentionConfig(Section):

@@ -57,8 +57,12 @@ class PerceiverResampler(nn.Module):
         num_heads: N.
         head_dim: K.
         ff_mult: feed-forward width / D.
+        num_positions: P, patches per image, to add a trained vector to each; None to add nothing.
 
     Source: open_flamingo ``PerceiverResampler`` without its (unused) frame and media embeddings.
+        Patch positions are ours: a convolutional grid holds no position, and Flamingo's own
+        encoder was large enough to leak it. Patches are normalised before positions are added, so
+        that neither drowns the other whatever the encoder's scale.
     """
 
     def __init__(
@@ -70,8 +74,12 @@ class PerceiverResampler(nn.Module):
         num_heads: int,
         head_dim: int,
         ff_mult: float,
+        num_positions: int | None = None,
     ) -> None:
         super().__init__()
+        self.positions = (
+            None if num_positions is None else nn.Parameter(0.5 * torch.randn(num_positions, width))
+        )
         self.latents = nn.Parameter(torch.randn(num_latents, width))
         self.layers = nn.ModuleList(
             nn.ModuleDict(
@@ -85,8 +93,18 @@ class PerceiverResampler(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Resample patch features ``[B, M, P, D]`` to latents ``[B, M, L, D]``."""
+        """Resample patch features ``[B, M, P, D]`` to latents ``[B, M, L, D]``.
+
+        Raises:
+            ValueError: P is not the number of positions.
+        """
         B, M = features.shape[:2]
+        if self.positions is not None:
+            if features.shape[2] != len(self.positions):
+                raise ValueError(
+                    f"{features.shape[2]} patches, but positions for {len(self.positions)}"
+                )
+            features = F.layer_norm(features, features.shape[-1:]) + self.positions
         media_XPD = features.flatten(0, 1)
         latents_XLD = self.latents.expand(B * M, -1, -1)
         for layer in self.layers:

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import nn
 
@@ -54,3 +55,13 @@ def test_equals_a_naive_float64_reference_image_by_image():
 def test_any_number_of_patches_gives_the_same_number_of_latents():
     module = PerceiverResampler(8, depth=1, num_latents=4, num_heads=2, head_dim=4, ff_mult=2)
     assert module(torch.randn(1, 1, 49, 8)).shape == module(torch.randn(1, 1, 5, 8)).shape
+
+
+def test_patch_positions_tell_patches_apart():
+    resampler = PerceiverResampler(
+        16, depth=1, num_latents=3, num_heads=2, head_dim=8, ff_mult=2, num_positions=5
+    )
+    features = torch.randn(1, 1, 5, 16)
+    assert not torch.allclose(resampler(features), resampler(features.flip(2)), atol=1e-3)
+    with pytest.raises(ValueError, match="4 patches, but positions for 5"):
+        resampler(features[:, :, :4])
