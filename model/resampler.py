@@ -3,9 +3,13 @@
 Shape legend: B batch, M media, P patches, L latents, D vision width, N heads, K head width.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from model.initial import unit_logits_
 
 
 def feed_forward(width: int, hidden: int) -> nn.Sequential:
@@ -33,6 +37,7 @@ class PerceiverAttention(nn.Module):
         self.to_q = nn.Linear(width, inner, bias=False)
         self.to_kv = nn.Linear(width, 2 * inner, bias=False)
         self.to_out = nn.Linear(inner, width, bias=False)
+        unit_logits_(self.to_q, self.to_kv)
 
     def forward(self, media_XPD: Tensor, latents_XLD: Tensor) -> Tensor:
         """Return the update of the latents, ``[X, L, D]``; X is batch times media."""
@@ -47,6 +52,33 @@ class PerceiverAttention(nn.Module):
         return self.to_out(attended_XNLK.transpose(1, 2).flatten(2))
 
 
+def sincos_positions(count: int, width: int) -> Tensor:
+    """Position vectors of a square grid, row by row: ``[count, width]``, entries from -1 to 1.
+
+    Half of the width tells the row, half the column, each as sines and cosines of width / 4
+    frequencies spaced evenly in the logarithm, from half a turn across the grid to a quarter turn
+    from one patch to the next.
+
+    Raises:
+        ValueError: count is no square, or width is not divisible by 4.
+
+    Source: ViT-MAE (arXiv:2111.06377) `get_2d_sincos_pos_embed`, whose lowest frequencies, made for
+        sentences of thousands of words, are constant over a grid of 7 or 14 patches.
+    """
+    side = math.isqrt(count)
+    if side * side != count or width % 4:
+        raise ValueError(
+            f"patch positions want a square grid and a width divisible by 4, "
+            f"not {count} patches of width {width}"
+        )
+    lowest, highest = math.pi / max(side, 2), math.pi / 2
+    spread = torch.linspace(math.log(lowest), math.log(highest), width // 4).exp()
+    angles = torch.arange(side).unsqueeze(1) * spread
+    line = torch.cat([angles.sin(), angles.cos()], dim=1)  # [side, width / 2]
+    row, column = line.repeat_interleave(side, dim=0), line.repeat(side, 1)
+    return torch.cat([row, column], dim=1)
+
+
 class PerceiverResampler(nn.Module):
     """Resample every image on its own.
 
@@ -57,12 +89,17 @@ class PerceiverResampler(nn.Module):
         num_heads: N.
         head_dim: K.
         ff_mult: feed-forward width / D.
-        num_positions: P, patches per image, to add a trained vector to each; None to add nothing.
+        num_positions: P, patches per image in a square grid, to add a trained vector to each; None to
+            add nothing.
+
+    Raises:
+        ValueError: positions for patches that are no square grid, or a width not divisible by 4.
 
     Source: open_flamingo ``PerceiverResampler`` without its (unused) frame and media embeddings.
         Patch positions are ours: a convolutional grid holds no position, and Flamingo's own
-        encoder was large enough to leak it. Patches are normalised before positions are added, so
-        that neither drowns the other whatever the encoder's scale.
+        encoder was large enough to leak it. They start as sines and cosines of row and column
+        (`sincos_positions`), in which "the left half" is one direction. Patches are normalised before
+        positions are added, so that neither drowns the other whatever the encoder's scale.
     """
 
     def __init__(
@@ -78,7 +115,7 @@ class PerceiverResampler(nn.Module):
     ) -> None:
         super().__init__()
         self.positions = (
-            None if num_positions is None else nn.Parameter(0.5 * torch.randn(num_positions, width))
+            None if num_positions is None else nn.Parameter(sincos_positions(num_positions, width))
         )
         self.latents = nn.Parameter(torch.randn(num_latents, width))
         self.layers = nn.ModuleList(

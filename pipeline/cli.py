@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -105,7 +106,8 @@ def demo(
     """The whole way on drawn scenes: web, ingest, two towers, Flamingo on 2 processes, captions."""
     from pipeline.recipes import run_demo
 
-    _show(run_demo(overrides or [], scenes, held_out, towers_only=towers_only), json_path)
+    summary = run_demo(overrides or [], scenes, held_out, towers_only=towers_only)
+    _show_recipe("demo", overrides, summary, json_path)
 
 
 @app.command(epilog="Example: roseate openclipart --limit 200 train.steps=20")
@@ -118,7 +120,8 @@ def openclipart(
     """The whole way on the 8,121 OpenClipart drawings with SmolLM2-135M and EfficientNet-Lite0."""
     from pipeline.recipes import run_openclipart
 
-    _show(run_openclipart(overrides or [], limit, processes), json_path)
+    summary = run_openclipart(overrides or [], limit, processes)
+    _show_recipe("openclipart", overrides, summary, json_path)
 
 
 @config_app.command(
@@ -154,14 +157,36 @@ def diff(first: Config, second: Config) -> None:
 
 def main() -> None:
     """Entry point of the console script: ConfigError is exit code 2, DataBudgetError 3."""
+    _quiet_libraries()
     try:
         app()
     except ConfigError as error:
-        typer.echo(f"roseate: {error}", err=True)
+        # Ranks of one machine share a terminal and mostly a mistake: the first tells it whole.
+        rank = int(os.environ.get("RANK", "0"))
+        told = f"rank {rank}: {error.problems[0].key} is refused" if rank else str(error)
+        typer.echo(f"roseate: {told}", err=True)
         sys.exit(2)
     except DataBudgetError as error:
         typer.echo(f"roseate: {error}", err=True)
         sys.exit(3)
+
+
+def _quiet_libraries() -> None:
+    """Keep other people's chatter out of the terminal; their warnings about what we do stay."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    # DeepSpeed's own calls under their old names, once per process.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+
+
+def _show_recipe(
+    preset: str, overrides: list[str] | None, summary: dict, json_path: Path | None
+) -> None:
+    from pipeline.report import headline, where_to_look
+
+    _show(headline(summary), json_path)
+    for line in where_to_look(load_config(preset, overrides or ())):
+        typer.echo(line, err=True)
 
 
 def _show(summary: dict, json_path: Path | None) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
+from rich.console import Console
 from rich.progress import track
 
 from data_prep.errors import ConfigError, Problem
@@ -81,7 +82,9 @@ def evaluate(config: RunConfig) -> dict:
     one = DistInfo(0, 1, torch.device("cpu"))
     figures: dict = held_out_losses(objective.model, batches, one, torch.float32)
     truth, with_image, zeroed = [], [], []
-    for batch in track(batches, description="captions", transient=True):
+    for batch in track(
+        batches, description="captions", transient=True, console=Console(stderr=True)
+    ):
         truth += batch.texts
         with_image += caption(objective, batch, config.evaluation, zero_image=False)
         zeroed += caption(objective, batch, config.evaluation, zero_image=True)

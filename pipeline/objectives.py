@@ -38,11 +38,17 @@ class FlamingoObjective:
 
     def __init__(self, config: RunConfig):
         check_towers(config)
-        tokenizer = model_build.load_tokenizer(config.model.language)
-        image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-        self.model = model_build.build_flamingo(
-            config.model, image_token_id=image_token_id, seed=config.seed
-        )
+        try:
+            tokenizer = model_build.load_tokenizer(config.model.language)
+            image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+            self.model = model_build.build_flamingo(
+                config.model, image_token_id=image_token_id, seed=config.seed
+            )
+        except (ImportError, ValueError) as error:
+            rule = "towers load and fit the trained parts"
+            raise ConfigError(
+                [Problem("model", str(error), rule, "correct the key it names")]
+            ) from error
         self.text = TextFormat(tokenizer, image_token_id, config.data.max_text_tokens)
         vision = self.model.vision
         self.image = ImageFormat(vision.image_size, tuple(vision.mean), tuple(vision.std))
@@ -57,8 +63,8 @@ class FlamingoObjective:
         )
         report = {
             "loss_sum": output.loss_sum.item(),
-            "load_balance_loss": float(output.load_balance_loss),
-            "z_loss": float(output.z_loss),
+            "load_balance_loss": output.load_balance_loss.item(),
+            "z_loss": output.z_loss.item(),
         }
         return caption + router, report
 
@@ -104,7 +110,7 @@ class ContrastiveObjective:
 
     def loss(self, module: nn.Module, batch: Batch, scale: LossScale) -> tuple[Tensor, dict]:
         output = module(batch.images[:, 0], batch.input_ids, batch.attention_mask)
-        return output.loss, {"info_nce": output.loss.item(), "top1": float(output.accuracy)}
+        return output.loss, {"info_nce": output.loss.item(), "top1": output.accuracy.item()}
 
     def finish(self, module: nn.Module) -> None:
         module.save_vision(self._folder)

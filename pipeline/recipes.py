@@ -10,12 +10,15 @@ import sys
 import time
 from pathlib import Path
 
+import yaml
+
 from data_prep.examples.openclipart import OpenClipartWeb, build_openclipart_table
 from data_prep.examples.tables import build_scene_web
 from data_prep.examples.web import SceneWeb
 from data_prep.ray_runner import run_ingest
 from pipeline.config import RunConfig, load_config
 from pipeline.launch import free_port
+from pipeline.report import write_report
 
 
 def run_demo(
@@ -24,7 +27,7 @@ def run_demo(
     """Web -> ingest -> image tower -> language tower -> Flamingo on 2 processes -> captions.
 
     Returns:
-        The summary, also in {root}/summary.json.
+        The summary, also in {root}/summary.json; {root}/report.html shows it.
     """
     config = load_config("demo", overrides)
     root = Path(config.root)
@@ -59,6 +62,7 @@ def run_openclipart(overrides: list[str], limit: int | None, processes: int) -> 
     """nginx -> ingest -> Flamingo of SmolLM2-135M and EfficientNet-Lite0 -> captions of held-out drawings."""
     config = load_config("openclipart", overrides)
     root = Path(config.root)
+    began = time.perf_counter()
     web = root / "web"
     port = _port(web)
     table = web / "openclipart.parquet"
@@ -68,15 +72,25 @@ def run_openclipart(overrides: list[str], limit: int | None, processes: int) -> 
     _say("fetching the drawings through Ray from nginx on loopback")
     with OpenClipartWeb(web, port=port):
         summary = {"ingest": run_ingest(config.ingest, progress=sys.stderr.isatty())}
-    _say("training")
+    _say(f"training the Flamingo: {processes} processes, both towers frozen")
     summary["train"] = _train("openclipart", overrides, root, processes=processes)
+    _say("captioning held-out drawings")
     summary["evaluate"] = _command(["evaluate", "openclipart", *overrides], root / "evaluate.json")
+    summary["seconds"] = time.perf_counter() - began
     return _finish(config, summary)
 
 
 def _train(preset: str, overrides: list[str], root: Path, *, processes: int) -> dict:
-    arguments = ["train", preset, *overrides, "--processes", str(processes)]
-    return _command(arguments, root / f"{preset}.json")
+    """Train, unless the same configuration has been trained here; its summary."""
+    config = load_config(preset, overrides)
+    result, written = root / f"{preset}.json", config.run_folder / "config.yaml"
+    if result.is_file() and written.is_file():
+        summary = json.loads(result.read_text())
+        same = yaml.safe_load(written.read_text()) == config.model_dump(mode="json", by_alias=True)
+        if same and summary["finished"]:
+            _say(f"{config.name}: trained already, in MLflow run {summary['mlflow_run_id']}")
+            return summary
+    return _command(["train", preset, *overrides, "--processes", str(processes)], result)
 
 
 def _command(arguments: list[str], result: Path) -> dict:
@@ -90,14 +104,8 @@ def _command(arguments: list[str], result: Path) -> dict:
 
 
 def _finish(config: RunConfig, summary: dict) -> dict:
-    root = Path(config.root)
-    (root / "summary.json").write_text(json.dumps(summary, indent=1))
-    _say(f"summary    {root / 'summary.json'}")
-    _say(f"captions   {config.run_folder / 'samples' / 'captions.png'}")
-    for name in config.ingest.sources:
-        _say(f"report     {Path(config.ingest.output) / name / 'report.html'}")
-    if config.tracking.uri:
-        _say(f"curves     mlflow ui --backend-store-uri {config.tracking.uri}")
+    (Path(config.root) / "summary.json").write_text(json.dumps(summary, indent=1))
+    write_report(config, summary)
     return summary
 
 

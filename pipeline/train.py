@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 import yaml
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pipeline.batch_plan import BatchPlan
 from pipeline.checkpoint import (
@@ -31,6 +30,7 @@ from pipeline.distributed import (
 from pipeline.engine import DTYPES, optimizer_state_dtypes, resolve_precision, start_engine
 from pipeline.objectives import OBJECTIVES, LossScale
 from pipeline.optim import learning_rate
+from pipeline.progress import RunProgress
 from pipeline.tracking import Tracker, open_tracker
 from pipeline.validation import held_out_losses
 
@@ -135,8 +135,7 @@ def _loop(
     began, waited, samples, report = time.perf_counter(), 0.0, 0, {}
     engine.train()
     waiting_since = time.perf_counter()
-    with _progress(disable=not info.is_main) as progress:
-        bar = progress.add_task(config.name, total=steps, completed=start, note="")
+    with RunProgress(config.name, total=steps, done=start, silent=not info.is_main) as progress:
         for step, micro_batches in enumerate(stream.steps(plan, info.rank, start, steps), start):
             waited += time.perf_counter() - waiting_since
             targets = sum(b.num_target_tokens for b in micro_batches)
@@ -167,12 +166,12 @@ def _loop(
                 }
                 tracker.metrics(report, done)
                 main_loss = next(iter(report.values()))
-                progress.update(bar, note=f"loss {main_loss:.3f}")
+                progress.note = f"loss {main_loss:.3f}"
             if validation and (done % config.train.validate_every_steps == 0 or last):
                 losses = held_out_losses(engine.module, validation, info, dtype)
                 tracker.metrics(losses, done)
                 summary |= losses
-            progress.update(bar, completed=done)
+            progress.step(done)
 
             stopping = stop.agreed() and not last
             if held_out and (done % config.checkpoint.every_steps == 0 or last or stopping):
@@ -222,14 +221,3 @@ def _leave_requeue_marker(info: DistInfo) -> None:
     marker = os.environ.get("ROSEATE_REQUEUE_MARKER")
     if info.is_main and marker:
         Path(marker).touch()
-
-
-def _progress(*, disable: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        disable=disable,
-    )

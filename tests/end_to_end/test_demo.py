@@ -54,6 +54,19 @@ def test_summary_accounts_for_every_row_and_every_figure(demo):
     assert figures["held_out_loss"] == pytest.approx(summary["train"]["held_out_loss"], rel=0.2)
     assert 0 <= figures["attribute_accuracy_zero_image"] <= figures["attribute_accuracy_chance"]
     assert "mlflow ui" in done.stderr
+    printed = json.loads(done.stdout)
+    assert printed["attribute_accuracy"] == figures["attribute_accuracy"]
+    assert printed["mlflow_run_id"] == summary["train"]["mlflow_run_id"]
+
+
+def test_page_shows_figures_rows_and_captions(demo):
+    root, done = demo
+    page = (root / "report.html").read_text()
+    assert f"report     {root / 'report.html'}" in done.stderr
+    for text in ("attributes named rightly", "http_404", "data:image/png;base64", "flamingo"):
+        assert text in page, text
+    assert (root / "data/laion/report.html").is_file()
+    assert "href='data/laion/report.html'" in page
 
 
 def test_run_is_in_mlflow_with_pictures(demo):
@@ -69,11 +82,16 @@ def test_run_is_in_mlflow_with_pictures(demo):
 
 
 def test_running_again_redoes_nothing(demo):
-    root, _ = demo
-    before = (root / "data/laion/shards/000000.tar").stat().st_mtime_ns
-    again = roseate("ingest", "demo", f"root={root}")
-    assert (root / "data/laion/shards/000000.tar").stat().st_mtime_ns == before
-    assert json.loads(again.stdout)["sources"]["laion"]["resumed_shards"] > 0
+    root, first = demo
+    kept = ("data/laion/shards/000000.tar", "vision/model.safetensors", "language/config.json")
+    before = [(root / name).stat().st_mtime_ns for name in kept]
+    again = roseate("demo", f"root={root}", *SMALL, "--scenes", 300, "--held-out", 40)
+    assert [(root / name).stat().st_mtime_ns for name in kept] == before
+    assert again.stderr.count("trained already") == 3
+    one, two = json.loads(first.stdout), json.loads(again.stdout)
+    assert {**one, "seconds": 0} == {**two, "seconds": 0}
+    ingest = json.loads((root / "summary.json").read_text())["ingest"]
+    assert ingest["sources"]["laion"]["resumed_shards"] > 0
 
 
 def test_generate_captions_a_file_and_names_a_bad_one(demo, tmp_path):

@@ -38,7 +38,7 @@ case "$1 $2" in
 esac
 """
 PYTHON = f"""#!{sys.executable}
-import json, os, signal, socket, sys
+import json, os, signal, socket, sys, time
 arguments = sys.argv[1:]
 names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "RAY_AUTH_MODE")
 seen = {{name: os.environ.get(name) for name in names}}
@@ -52,6 +52,9 @@ if arguments[:2] == ["-m", "ray.scripts.scripts"]:
             listener.bind(("127.0.0.1", int(argument.partition("=")[2])))
             listener.listen()
     signal.pause()
+if arguments[:1] == ["-"]:  # the script that waits for the Ray nodes
+    while open(os.environ["NOTES"] + "/python.notes").read().count("ray.scripts") < int(arguments[2]):
+        time.sleep(0.05)
 if arguments[:3] == ["-m", "pipeline", "train"] and os.environ.get("STOPS_EARLY"):
     open(os.environ["ROSEATE_REQUEUE_MARKER"], "w").close()
 codes = json.loads(os.environ.get("CODES", "{{}}"))

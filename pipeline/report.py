@@ -1,0 +1,110 @@
+"""report.html of a whole recipe: figures, captions as pictures, and where everything else lies."""
+
+import base64
+import html
+import os
+from pathlib import Path
+
+from data_prep.report import PAGE_STYLE
+from pipeline.config import RunConfig
+
+FIGURES = (
+    ("attribute_accuracy", "attributes named rightly"),
+    ("attribute_accuracy_zero_image", "the same with the image zeroed"),
+    ("attribute_accuracy_chance", "the best constant answer"),
+    ("exact_match", "captions right word for word"),
+    ("exact_match_zero_image", "the same with the image zeroed"),
+    ("held_out_loss", "held-out loss, nats per token"),
+    ("held_out_loss_zero_image", "the same with the image zeroed"),
+    ("samples", "held-out samples captioned"),
+)
+
+
+def headline(summary: dict) -> dict:
+    """What a person wants to read first, from the summary of a recipe."""
+    sources = summary["ingest"]["sources"]
+    found = {f"rows_{name}": source["statuses"] for name, source in sources.items()}
+    figures = summary.get("evaluate", {})
+    found |= {key: figures[key] for key, _ in FIGURES if key in figures}
+    if "mlflow_run_id" in figures:
+        found["mlflow_run_id"] = figures["mlflow_run_id"]
+    return found | {"seconds": round(summary["seconds"], 1)}
+
+
+def where_to_look(config: RunConfig) -> list[str]:
+    """The paths and commands that a recipe ends with."""
+    root = Path(config.root)
+    lines = [
+        f"report     {root / 'report.html'}",
+        f"captions   {config.run_folder / 'samples' / 'captions.png'}",
+        f"summary    {root / 'summary.json'}",
+    ]
+    for name in config.ingest.sources:
+        lines.append(f"ingest     {Path(config.ingest.output) / name / 'report.html'}")
+    if config.tracking.uri:
+        lines.append(f"curves     mlflow ui --backend-store-uri {config.tracking.uri}")
+    return lines
+
+
+def write_report(config: RunConfig, summary: dict) -> Path:
+    """Write {root}/report.html, self-contained but for its links to the ingest reports."""
+    root = Path(config.root)
+    title = f"Roseate: {html.escape(root.name)}"
+    parts = [
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>",
+        f"<style>{PAGE_STYLE}</style><h1>{title}</h1>",
+        "<h2>Held-out samples</h2>",
+        _table(_figures(summary.get("evaluate", {}))),
+        _picture(config.run_folder / "samples" / "captions.png"),
+        "<h2>Rows</h2>",
+        _table(_rows(config, root, summary["ingest"]["sources"])),
+        "<h2>Training</h2>",
+        _table(_runs(summary)),
+        "<h2>Where to look</h2>",
+        f"<pre>{html.escape(chr(10).join(where_to_look(config)))}</pre></html>",
+    ]
+    path = root / "report.html"
+    part = path.with_name("report.html.part")
+    part.write_text("\n".join(parts), encoding="utf-8")
+    os.replace(part, path)
+    return path
+
+
+def _figures(figures: dict) -> list[list[str]]:
+    return [
+        [label, f"{figures[key]:.4g}" if isinstance(figures[key], float) else str(figures[key])]
+        for key, label in FIGURES
+        if key in figures
+    ]
+
+
+def _rows(config: RunConfig, root: Path, sources: dict) -> list[list[str]]:
+    rows = [["source", "rows", "how they ended", "report"]]
+    for name, source in sources.items():
+        ended = ", ".join(f"{count:,} {status}" for status, count in source["statuses"].items())
+        page = os.path.relpath(Path(config.ingest.output) / name / "report.html", root)
+        link = f"<a href='{html.escape(page)}'>look</a>"
+        rows.append([html.escape(name), f"{source['rows']:,}", html.escape(ended), link])
+    return rows
+
+
+def _runs(summary: dict) -> list[list[str]]:
+    rows = [["run", "steps", "processes", "precision", "samples/s", "seconds", "MLflow run"]]
+    for run in summary.values():
+        if isinstance(run, dict) and "world_size" in run:
+            numbers = f"{run.get('samples_per_second', 0):.0f}", f"{run['seconds']:.0f}"
+            counts = str(run["steps"]), str(run["world_size"]), run["precision"]
+            rows.append([html.escape(run["run"]), *counts, *numbers, str(run["mlflow_run_id"])])
+    return rows
+
+
+def _table(rows: list[list[str]]) -> str:
+    lines = ("<tr>" + "".join(f"<td>{cell}" for cell in row) for row in rows)
+    return f"<table>{''.join(lines)}</table>"
+
+
+def _picture(path: Path) -> str:
+    if not path.is_file():
+        return "<p>No captions yet.</p>"
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f"<img style='max-width:100%' src='data:image/png;base64,{data}' alt='captions'>"
