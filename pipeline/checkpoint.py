@@ -109,6 +109,27 @@ def check_resume(path: Path, wanted: dict) -> None:
         raise ConfigError(problems)
 
 
+def check_frozen(path: Path, frozen: dict[str, str]) -> None:
+    """Refuse frozen towers that are not those the checkpoint was trained between.
+
+    Raises:
+        ConfigError: naming each tower that differs.
+    """
+    saved = read_state(path)["frozen"]
+    problems = [
+        Problem(
+            key,
+            f"weights {identity[:12]}",
+            f"holds the weights that {path} was trained with ({saved[key][:12]})",
+            "bring the old tower back, or train another run with name=...",
+        )
+        for key, identity in frozen.items()
+        if saved[key] != identity
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from data_prep.errors import ConfigError, Problem
-from pipeline.checkpoint import find_checkpoint, read_state, read_weights
+from pipeline.checkpoint import check_frozen, find_checkpoint, read_state, read_weights
 from pipeline.config import RunConfig
 from pipeline.data.batch import Batch
 from pipeline.data.loader import HeldOut
@@ -31,7 +31,7 @@ def load_run(config: RunConfig) -> tuple[FlamingoObjective, dict]:
     """The objective with the trained weights of the newest whole checkpoint, and the checkpoint's state.
 
     Raises:
-        ConfigError: the run has no checkpoint.
+        ConfigError: the run has no checkpoint, or a frozen tower has changed since.
     """
     folder = config.run_folder / "checkpoints"
     path = find_checkpoint(folder)
@@ -47,6 +47,7 @@ def load_run(config: RunConfig) -> tuple[FlamingoObjective, dict]:
             ]
         )
     objective = FlamingoObjective(config)
+    check_frozen(path, objective.frozen)
     load_trainable(objective.model, read_weights(path))
     objective.model.eval()
     return objective, read_state(path)

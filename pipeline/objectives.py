@@ -34,7 +34,11 @@ class LossScale:
 
 
 class FlamingoObjective:
-    """Next-token loss of the captions, given the image; towers frozen."""
+    """Next-token loss of the captions, given the image; towers frozen.
+
+    Attributes:
+        frozen: sha256 of each frozen tower's weights, by the configuration key that names it.
+    """
 
     def __init__(self, config: RunConfig):
         check_towers(config)
@@ -50,6 +54,10 @@ class FlamingoObjective:
                 [Problem("model", str(error), rule, "correct the key it names")]
             ) from error
         self.text = TextFormat(tokenizer, image_token_id, config.data.max_text_tokens)
+        self.frozen = {
+            f"model.{part}.path": model_build.frozen_identity(getattr(config.model, part).path)
+            for part in ("vision", "language")
+        }
         vision = self.model.vision
         self.image = ImageFormat(vision.image_size, tuple(vision.mean), tuple(vision.std))
         self._experts = config.model.experts
@@ -75,6 +83,8 @@ class FlamingoObjective:
 class LanguageObjective:
     """Next-token loss of the captions alone: the small language tower."""
 
+    frozen: dict[str, str] = {}
+
     def __init__(self, config: RunConfig):
         torch.manual_seed(config.seed)
         tokenizer = caption_tokenizer(config)
@@ -99,6 +109,8 @@ class LanguageObjective:
 
 class ContrastiveObjective:
     """InfoNCE between images and captions: the small image tower."""
+
+    frozen: dict[str, str] = {}
 
     def __init__(self, config: RunConfig):
         torch.manual_seed(config.seed)

@@ -10,6 +10,7 @@ import yaml
 
 from pipeline.batch_plan import BatchPlan
 from pipeline.checkpoint import (
+    check_frozen,
     check_resume,
     find_checkpoint,
     layout,
@@ -61,6 +62,7 @@ def train(config: RunConfig, *, fresh: bool = False) -> dict:
     found = None if fresh else find_checkpoint(folder)
     if found:
         check_resume(found, layout(config, world_size_from_env()))
+        check_frozen(found, objective.frozen)
 
     info = start_group()
     tracker: Tracker = open_tracker(config, is_main=False)
@@ -121,6 +123,7 @@ def _loop(
         "precision": precision,
         "fingerprints": stream.fingerprints,
         "layout": layout(config, info.world_size),
+        "frozen": objective.frozen,
     }
     summary = {
         "run": config.name,

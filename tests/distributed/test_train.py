@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import mlflow
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from pipeline.checkpoint import find_checkpoint, read_state, read_weights
 from tests.helpers.tiny import OVERRIDES
@@ -90,6 +92,25 @@ def test_another_layout_is_refused(tiny_root):
     train(tiny_root, "layout", "train.steps=1")
     message = train(tiny_root, "layout", "engine.expert_parallel=1", expect=2)
     assert "resume: expert_parallel = 1" in message and "Traceback" not in message
+    assert message.count("rule:") == 1, "told once, not by every rank"
+
+
+def test_a_tower_that_changed_since_is_refused(tiny_root):
+    train(tiny_root, "towers", "train.steps=1")
+    other = tiny_root / "other_vision"
+    shutil.copytree(tiny_root / "vision", other)
+    tensors = load_file(other / "model.safetensors")
+    name = next(iter(tensors))
+    tensors[name] = tensors[name] + 1
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    message = train(tiny_root, "towers", f"model.vision.path={other}", expect=2)
+    assert "model.vision.path = 'weights" in message and "Traceback" not in message
+
+
+def test_a_gated_block_beyond_the_model_is_refused(tiny_root):
+    far = "model.cross_attention.first_layer=99"
+    message = train(tiny_root, "t", far, ALONE, processes=1, expect=2)
+    assert "first_layer = 99" in message and "Traceback" not in message
 
 
 def test_missing_towers_are_refused(tiny_root):

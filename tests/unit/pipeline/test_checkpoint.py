@@ -6,7 +6,7 @@ import json
 import pytest
 
 from data_prep.errors import ConfigError
-from pipeline.checkpoint import check_resume, find_checkpoint
+from pipeline.checkpoint import check_frozen, check_resume, find_checkpoint
 
 
 def write(folder, step):
@@ -15,6 +15,7 @@ def write(folder, step):
     (path / "weights.safetensors").write_bytes(b"w" * 100)
     sums = {"weights.safetensors": hashlib.sha256(b"w" * 100).hexdigest()}
     state = {"step": step, "layout": {"world_size": 2}, "files": sums}
+    state["frozen"] = {"model.vision.path": "a" * 64}
     (path / "state.json").write_text(json.dumps(state))
     return path
 
@@ -40,3 +41,11 @@ def test_another_layout_is_named(tmp_path):
     check_resume(path, {"world_size": 2})
     with pytest.raises(ConfigError, match="resume: world_size = 4"):
         check_resume(path, {"world_size": 4})
+
+
+def test_another_tower_is_named(tmp_path):
+    path = write(tmp_path, 1)
+    check_frozen(path, {"model.vision.path": "a" * 64})
+    with pytest.raises(ConfigError, match="model.vision.path = 'weights bbbbbbbbbbbb'") as error:
+        check_frozen(path, {"model.vision.path": "b" * 64})
+    assert "trained with (aaaaaaaaaaaa)" in str(error.value)
