@@ -8,22 +8,26 @@ from torch import nn
 
 from pipeline.config import OptimConfig
 
+DELICATE = ("gate.weight", "gate.wg.weight", "latents", "positions", "token.weight")
+
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups of trainable parameters: matrices with decay, everything delicate without.
+    """Three groups of trainable parameters: matrices, the resampler's matrices, everything delicate.
 
-    Delicate are gates, norms, biases, latents, new token embeddings, routers and the resampler (whose
-    decay is 0 in the Flamingo paper, appendix B.1.2); their optimizer state is kept in 32 bits.
+    The resampler's weights do not decay (Flamingo paper, appendix B.1.2). Delicate are gates, norms,
+    biases, latents, positions, new token embeddings and routers: no decay, and optimizer states in 32 bits.
     """
-    decay, delicate = [], []
+    matrices, resampler, delicate = [], [], []
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        router = name.endswith("gate.weight")
-        plain = parameter.ndim < 2 or router or "resampler" in name or "token" in name
-        (delicate if plain else decay).append(parameter)
+        if parameter.ndim < 2 or name.endswith(DELICATE):
+            delicate.append(parameter)
+        else:
+            (resampler if "resampler" in name else matrices).append(parameter)
     groups = [
-        {"params": decay, "weight_decay": weight_decay, "name": "decay", "optim_bits": 8},
+        {"params": matrices, "weight_decay": weight_decay, "name": "matrices", "optim_bits": 8},
+        {"params": resampler, "weight_decay": 0.0, "name": "resampler", "optim_bits": 8},
         {"params": delicate, "weight_decay": 0.0, "name": "delicate", "optim_bits": 32},
     ]
     return [g for g in groups if g["params"]]

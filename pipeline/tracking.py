@@ -6,6 +6,9 @@ from typing import Protocol
 
 from pipeline.config import RunConfig, flatten
 
+# Without it MLflow's page opens an experiment as one of prompts and traces.
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+
 
 class Tracker(Protocol):
     """What the loop needs of a tracker. `step` is always the optimizer step."""
@@ -65,7 +68,9 @@ class MlflowTracker:
             found = (
                 experiment.experiment_id
                 if experiment
-                else self._client.create_experiment(name, artifact_location=location)
+                else self._client.create_experiment(
+                    name, artifact_location=location, tags=EXPERIMENT_TAGS
+                )
             )
             run_id = self._client.create_run(found, run_name=config.name).info.run_id
             params = [mlflow.entities.Param(k, str(v)[:6000]) for k, v in flatten(config).items()]

@@ -77,7 +77,8 @@ def train(config: RunConfig, *, fresh: bool = False) -> dict:
             start, run_id = state["step"], state["run_id"]
         tracker = open_tracker(config, is_main=info.is_main, run_id=run_id)
         if info.is_main:
-            _write_run_files(config, plan, precision)
+            for path in _write_run_files(config, plan, precision):
+                tracker.file(path)
             print(f"MLflow run {tracker.run_id} ({config.tracking.uri})", flush=True)
         summary = _loop(
             config, objective, stream, held_out, engine, plan, precision, tracker, info, start
@@ -210,13 +211,14 @@ def _join_reports(reports: list[dict], scale: LossScale, info: DistInfo) -> dict
     return joined
 
 
-def _write_run_files(config: RunConfig, plan: BatchPlan, precision: str) -> None:
+def _write_run_files(config: RunConfig, plan: BatchPlan, precision: str) -> list[Path]:
     folder = config.run_folder
     folder.mkdir(parents=True, exist_ok=True)
     values = config.model_dump(mode="json", by_alias=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
     merged = build_deepspeed_config(config, plan, precision)
     (folder / "deepspeed.json").write_text(json.dumps(merged, indent=1))
+    return [folder / "config.yaml", folder / "deepspeed.json"]
 
 
 def _leave_requeue_marker(info: DistInfo) -> None:

@@ -78,7 +78,8 @@ def test_run_is_in_mlflow_with_pictures(demo):
     assert run.data.metrics["held_out_loss_zero_image"] > 0
     assert run.data.metrics["evaluation/attribute_accuracy"] >= 0
     names = {f.path for f in client.list_artifacts(run.info.run_id)}
-    assert {"captions.png", "captions.json", "summary.json"} <= names
+    wanted = {"captions.png", "captions.json", "summary.json", "config.yaml", "deepspeed.json"}
+    assert wanted <= names
 
 
 def test_running_again_redoes_nothing(demo):

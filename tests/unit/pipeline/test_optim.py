@@ -20,11 +20,17 @@ def test_schedule_at_its_corners():
 
 def test_each_trainable_parameter_is_in_one_group_and_frozen_in_none():
     module = nn.ModuleDict({"resampler": nn.Linear(4, 4), "block": nn.Linear(4, 4)})
+    module["resampler"].latents = nn.Parameter(torch.zeros(3, 4))
+    module["gate"] = nn.Linear(4, 2, bias=False)
     module["block"].bias.requires_grad_(False)
-    decay, delicate = parameter_groups(module, 0.1)
-    assert [p is module["block"].weight for p in decay["params"]] == [True]
-    assert len(delicate["params"]) == 2
-    assert (decay["weight_decay"], delicate["weight_decay"]) == (0.1, 0.0)
+    matrices, resampler, delicate = parameter_groups(module, 0.1)
+    assert [id(p) for p in matrices["params"]] == [id(module["block"].weight)]
+    assert [id(p) for p in resampler["params"]] == [id(module["resampler"].weight)]
+    wanted = {module["resampler"].bias, module["resampler"].latents, module["gate"].weight}
+    assert set(delicate["params"]) == wanted
+    groups = (matrices, resampler, delicate)
+    assert [g["weight_decay"] for g in groups] == [0.1, 0.0, 0.0]
+    assert [g["optim_bits"] for g in groups] == [8, 8, 32]
 
 
 @pytest.mark.parametrize("name", ["adamw", "adamw_8bit"])
@@ -45,9 +51,9 @@ def test_optimizers_find_the_minimum(name):
 
 def test_8bit_states_are_8_bit_for_matrices_and_32_bit_for_delicate_ones():
     module = nn.Linear(128, 64)
-    module.resampler = nn.Linear(128, 64)
+    module.gate = nn.Linear(128, 64, bias=False)
     optimizer = build_optimizer(OptimConfig(), module)
-    (module.resampler(torch.randn(4, 128)).sum() + module(torch.randn(4, 128)).sum()).backward()
+    (module.gate(torch.randn(4, 128)).sum() + module(torch.randn(4, 128)).sum()).backward()
     optimizer.step()
     assert optimizer.state[module.weight]["state1"].dtype == torch.uint8
-    assert optimizer.state[module.resampler.weight]["state1"].dtype == torch.float32
+    assert optimizer.state[module.gate.weight]["state1"].dtype == torch.float32
