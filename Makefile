@@ -41,7 +41,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PIP) install --quiet --disable-pip-version-check -c constraints.txt setuptools -e .
 	@touch $@
 
-$(VENV)/installed-test: $(VENV)/installed
+$(VENV)/installed-test: $(VENV)/installed-towers
 	$(PIP) install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
 	@touch $@
 

