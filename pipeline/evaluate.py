@@ -166,7 +166,8 @@ def _contact_sheet(held_out: HeldOut, table: dict, count: int) -> Image.Image:
     sheet = Image.new("RGB", (columns * (TILE + 16), max(1, rows) * height), "white")
     draw = ImageDraw.Draw(sheet)
     for i in range(count):
-        reader, number = places[i]
+        sample = i * len(table["caption"]) // count  # spread over the whole set
+        reader, number = places[sample]
         picture = Image.open(io.BytesIO(reader.read(number).image)).convert("RGB")
         scale = TILE / max(picture.size)
         picture = picture.resize([max(1, round(s * scale)) for s in picture.size])
@@ -175,6 +176,6 @@ def _contact_sheet(held_out: HeldOut, table: dict, count: int) -> Image.Image:
         said = (("true", "caption"), ("image", "with_image"), ("blind", "zero_image"))
         lines = []
         for label, column in said:
-            lines += textwrap.wrap(f"{label}: {table[column][i]}", 38)[:3]
+            lines += textwrap.wrap(f"{label}: {table[column][sample]}", 38)[:3]
         draw.multiline_text((x, y + TILE + 8), "\n".join(lines), fill="black")
     return sheet
