@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 
+SECONDS_TO_TELL = 10.0
+
 
 def free_port() -> int:
     """A port nobody listens on, on loopback."""
@@ -18,8 +20,9 @@ def free_port() -> int:
 def run_group(arguments: list[str], processes: int) -> int:
     """Run `python -m pipeline ARGUMENTS` as so many ranks; the exit code of the first that failed, or 0.
 
-    When one fails the others are ended, since they would wait for it in a collective for ever. SIGTERM
-    and SIGUSR1 are passed on to all, so that they stop together.
+    When one fails the others are ended, since they would wait for it in a collective for ever; but
+    only after some seconds, since most mistakes stop all of them and the first rank tells which.
+    SIGTERM and SIGUSR1 are passed on to all, so that they stop together.
     """
     threads = str(max(1, (os.cpu_count() or 1) // processes))
     common = {
@@ -40,13 +43,18 @@ def run_group(arguments: list[str], processes: int) -> int:
         for process in group:
             process.send_signal(number)
 
+    code, deadline = 0, None
     before = {n: signal.signal(n, pass_on) for n in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         while True:
             codes = [p.poll() for p in group]
-            failed = [c for c in codes if c]
-            if failed or all(c == 0 for c in codes):
-                return failed[0] if failed else 0
+            code = code or next((c for c in codes if c), 0)
+            if None not in codes:
+                return code
+            if code:
+                deadline = deadline or time.monotonic() + SECONDS_TO_TELL
+                if time.monotonic() > deadline:
+                    return code
             time.sleep(0.05)
     finally:
         for number, handler in before.items():
