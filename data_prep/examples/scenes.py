@@ -25,7 +25,7 @@ COLOURS = {
     "orange": (245, 130, 10),
 }
 SHAPES = ("circle", "square", "triangle", "star")
-SIZES = {"small": 4.5, "large": 8.5}  # radius in pixels of a canvas 64 wide
+SIZES = {"small": 5.5, "large": 8.5}  # radius in pixels of a canvas 64 wide
 COUNTS = ("one", "two", "three")
 RELATIONS = ("left of", "above")
 HELD_OUT_SHARE = 0.15
@@ -166,7 +166,8 @@ def _draw_shape(
     draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: float, colour: tuple[int, ...]
 ) -> None:
     if shape == "circle":
-        draw.ellipse((x - r, y - r, x + r, y + r), fill=colour)
+        # Hollow: on a few pixels a full disc is told from a square by its corners alone.
+        draw.ellipse((x - r, y - r, x + r, y + r), outline=colour, width=round(0.45 * r))
     elif shape == "square":
         h = 0.88 * r
         draw.rectangle((x - h, y - h, x + h, y + h), fill=colour)
