@@ -13,7 +13,7 @@ from data_prep.shards import shard_paths
 
 _THUMBNAILS = 24
 _BINS = 12
-PAGE_STYLE = """
+_STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
   color: #222; background: #fff }
 table { border-collapse: collapse; width: 100% }
@@ -34,12 +34,9 @@ def write_report(folder: Path, manifest: Manifest) -> Path:
     Returns:
         the path of report.html.
     """
-    title = f"Ingest of {html.escape(manifest.source)}"
     share = 100 * manifest.samples / manifest.rows if manifest.rows else 0.0
     size = sum(s.bytes for s in manifest.shards) / 1e6
     parts = [
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>",
-        f"<style>{PAGE_STYLE}</style><h1>{title}</h1>",
         f"<p><b>{manifest.samples:,}</b> samples of <b>{manifest.rows:,}</b> rows "
         f"({share:.1f}%) in <b>{len(manifest.shards):,}</b> shards, {size:,.1f} MB.</p>",
         f"<p><code>dataset {manifest.fingerprint}</code></p>",
@@ -54,11 +51,20 @@ def write_report(folder: Path, manifest: Manifest) -> Path:
         _bars(_sizes(folder, manifest)),
         "<h2>First samples</h2>",
         _thumbnails(folder, manifest),
-        "</html>\n",
     ]
-    path = Path(folder) / "report.html"
+    return write_page(Path(folder), f"Ingest of {manifest.source}", parts)
+
+
+def write_page(folder: Path, title: str, parts: list[str]) -> Path:
+    """Write {folder}/report.html whole or not at all; `title` is plain text, `parts` are HTML."""
+    title = html.escape(title)
+    head = (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>",
+        f"<style>{_STYLE}</style><h1>{title}</h1>",
+    )
+    path = folder / "report.html"
     temporary = path.with_name("report.html.part")
-    temporary.write_text("\n".join(parts), encoding="utf-8")
+    temporary.write_text("\n".join([*head, *parts, "</html>\n"]), encoding="utf-8")
     os.replace(temporary, path)
     return path
 

@@ -5,7 +5,7 @@ import html
 import os
 from pathlib import Path
 
-from data_prep.report import PAGE_STYLE
+from data_prep.report import write_page
 from pipeline.config import RunConfig
 
 FIGURES = (
@@ -49,10 +49,7 @@ def where_to_look(config: RunConfig) -> list[str]:
 def write_report(config: RunConfig, summary: dict) -> Path:
     """Write {root}/report.html, self-contained but for its links to the ingest reports."""
     root = Path(config.root)
-    title = f"Roseate: {html.escape(root.name)}"
     parts = [
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>",
-        f"<style>{PAGE_STYLE}</style><h1>{title}</h1>",
         "<h2>Held-out samples</h2>",
         _table(_figures(summary.get("evaluate", {}))),
         _picture(config.run_folder / "samples" / "captions.png"),
@@ -61,13 +58,9 @@ def write_report(config: RunConfig, summary: dict) -> Path:
         "<h2>Training</h2>",
         _table(_runs(summary)),
         "<h2>Where to look</h2>",
-        f"<pre>{html.escape(chr(10).join(where_to_look(config)))}</pre></html>",
+        f"<pre>{html.escape(chr(10).join(where_to_look(config)))}</pre>",
     ]
-    path = root / "report.html"
-    part = path.with_name("report.html.part")
-    part.write_text("\n".join(parts), encoding="utf-8")
-    os.replace(part, path)
-    return path
+    return write_page(root, f"Roseate: {root.name}", parts)
 
 
 def _figures(figures: dict) -> list[list[str]]:
