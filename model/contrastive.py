@@ -1,6 +1,6 @@
 """Two small towers trained together on image-text pairs; the image tower then serves Flamingo.
 
-Shape legend: B batch, S image side, P patches, T text tokens, D embedding width, W ranks.
+Shape legend: B batch, S image side, P patches, T text tokens, D embedding width.
 """
 
 import json
@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import TowerConfig
+from model.contrastive_loss import PairLoss
 
 PIXEL_MEAN = (0.5, 0.5, 0.5)
 PIXEL_STD = (0.5, 0.5, 0.5)
-MAX_LOGIT_SCALE = 100.0
 
 
 @dataclass
@@ -24,30 +23,12 @@ class ContrastiveOutput:
     """What one forward gives.
 
     Attributes:
-        loss: symmetric InfoNCE of the batch joined over ranks, mean, fp32 scalar.
+        loss: of the batch joined over ranks, see `model.contrastive_loss.PairLoss`.
         accuracy: fraction of images whose own text is the nearest, and of texts likewise.
     """
 
     loss: Tensor
     accuracy: Tensor
-
-
-class GatherRows(torch.autograd.Function):
-    """Join the rows of all ranks; the gradient of a row comes back summed over ranks."""
-
-    @staticmethod
-    def forward(ctx, rows: Tensor) -> Tensor:
-        """Return ``[W * B, D]``; every rank must bring the same B."""
-        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        """Sum over ranks and take this rank's rows."""
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
-        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
 
 
 class TextTower(nn.Module):
@@ -122,12 +103,13 @@ class ContrastiveTowers(nn.Module):
     Args:
         config: sizes of the towers.
         vocab_size: rows of the text embedding.
+        form: of the loss, ``info_nce`` or ``sigmoid``.
 
     Source: CLIP (arXiv:2103.00020) figure 3; the image feature is the mean of the patches and not a
         class token, since Flamingo reads the patches.
     """
 
-    def __init__(self, config: TowerConfig, *, vocab_size: int) -> None:
+    def __init__(self, config: TowerConfig, *, vocab_size: int, form: str = "info_nce") -> None:
         super().__init__()
         self.vision = build_vision(config)
         self.text = TextTower(
@@ -139,7 +121,7 @@ class ContrastiveTowers(nn.Module):
         )
         self.image_projection = nn.Linear(config.vision_width, config.embed_dim, bias=False)
         self.text_projection = nn.Linear(config.text_width, config.embed_dim, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor([1 / 0.07]).log())
+        self.pairs = PairLoss(form)
         self.image_size = config.image_size
 
     def embed_images(self, images: Tensor) -> Tensor:
@@ -174,14 +156,7 @@ class ContrastiveTowers(nn.Module):
         """
         image_BD = self.embed_images(images)
         text_BD = self.embed_text(input_ids, attention_mask)
-        if self.training and dist.is_available() and dist.is_initialized():
-            image_BD, text_BD = GatherRows.apply(image_BD), GatherRows.apply(text_BD)
-        scale = self.logit_scale.float().exp().clamp(max=MAX_LOGIT_SCALE)
-        logits = scale * image_BD @ text_BD.T
-        own = torch.arange(len(logits), device=logits.device)
-        loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
-        hits = [(scores.argmax(-1) == own).float().mean() for scores in (logits, logits.T)]
-        return ContrastiveOutput(loss, torch.stack(hits).mean())
+        return ContrastiveOutput(*self.pairs(image_BD, text_BD, across_ranks=self.training))
 
     def save_vision(self, folder: Path | str) -> None:
         """Write the image tower as a folder that `model.vision.load_vision` reads."""

@@ -1,212 +1,249 @@
-"""The feed-forward of a gated block: dense, a mixture of stacked experts, or DeepSpeed's own MoE.
+"""A mixture of experts in the feed-forward of a gated block: ours, or DeepSpeed's own MoE.
 
-The stacked experts are an ordinary module under ZeRO 1/2/3 and have the shape that DeepSpeed AutoEP
-takes over for expert parallelism. AutoEP replaces the whole module, so the router losses are
-computed outside of it, from logits that `flamingo.py` captures.
-Shape legend: B batch, T tokens, H width, F hidden width, E experts, K experts per token.
+The stacked experts are an ordinary module under ZeRO 1/2/3, and `RoutedExperts` has the shape that
+DeepSpeed AutoEP takes over for expert parallelism. AutoEP replaces that module whole, so the router
+losses are computed outside of it, from logits that a `model.router.RouterProbe` keeps.
+Shape legend: B batch, T tokens of a row, X tokens, H width, F hidden width, E experts, K experts per
+token, N = X * K assignments.
 """
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-class DenseFeedForward(nn.Module):
-    """SwiGLU without bias: ``down(silu(gate(x)) * up(x))``.
-
-    Source: arXiv:2002.05202. Gate and up stand in one matrix, gate first, as in `StackedExperts`.
-    """
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.gate_up_proj = nn.Linear(width, 2 * hidden, bias=False)
-        self.down_proj = nn.Linear(hidden, width, bias=False)
-        self.act_fn = nn.SiLU()
-
-    def forward(self, hidden_BTH: Tensor) -> Tensor:
-        """Return ``[..., H]``."""
-        gate, up = self.gate_up_proj(hidden_BTH).chunk(2, dim=-1)
-        return self.down_proj(self.act_fn(gate) * up)
-
-
-class RouterGate(nn.Linear):
-    """Router logits, always computed in fp32: bf16 logits flip the choice of close experts."""
-
-    def forward(self, tokens_XH: Tensor) -> Tensor:
-        """Return fp32 logits ``[X, E]``; an fp64 module keeps fp64."""
-        dtype = torch.promote_types(tokens_XH.dtype, torch.float32)
-        return F.linear(tokens_XH.to(dtype), self.weight.to(dtype))
+from model.expert_kernels import (
+    TakeRows,
+    grouped_experts,
+    grouped_mm_takes,
+    looped_experts,
+)
+from model.feed_forward import DenseFeedForward
+from model.router import RouterGate, Routes, choose_experts, expert_capacity
 
 
 class StackedExperts(nn.Module):
-    """E SwiGLU experts in two stacked weights, computed on tokens sorted by expert."""
+    """E SwiGLU experts without bias, in two stacked weights."""
 
     def __init__(self, width: int, hidden: int, num_experts: int) -> None:
         super().__init__()
         self.gate_up_proj = nn.Parameter(torch.empty(num_experts, 2 * hidden, width))
         self.down_proj = nn.Parameter(torch.empty(num_experts, width, hidden))
-        self.act_fn = nn.SiLU()
+        self.act_fn = nn.SiLU()  # read by AutoEP, which refuses another activation than its own
         # One draw over the whole stack: every expert starts different, each as nn.Linear would.
         for weight in (self.gate_up_proj, self.down_proj):
             bound = weight.shape[-1] ** -0.5
             nn.init.uniform_(weight, -bound, bound)
 
-    def forward(self, tokens_XH: Tensor, counts_E: Tensor) -> Tensor:
-        """Apply expert e to its ``counts_E[e]`` tokens; the tokens come sorted by expert.
+    def forward(self, tokens_XH: Tensor, counts_E: Tensor, routes: Routes | None = None) -> Tensor:
+        """Apply the experts; all of them get a gradient, zeros where one had no token.
 
-        Both ways give every expert a gradient, zeros where it had no token.
+        Args:
+            tokens_XH: sorted by expert, or in any order together with ``routes``.
+            counts_E: assignments of each expert.
+            routes: where the tokens go; without, token x goes to one expert, with weight 1.
+
+        Returns:
+            ``[X, H]``, the weighted sum over the choices of each token.
         """
-        if _grouped_mm_takes(tokens_XH, self.gate_up_proj, self.down_proj):
-            ends_E = counts_E.cumsum(0).to(torch.int32)
-            gate, up = F.grouped_mm(
-                tokens_XH, self.gate_up_proj.transpose(1, 2), offs=ends_E
-            ).chunk(2, dim=-1)
-            return F.grouped_mm(self.act_fn(gate) * up, self.down_proj.transpose(1, 2), offs=ends_E)
-        outputs = []
-        for expert, tokens in enumerate(tokens_XH.split(counts_E.tolist())):
-            gate, up = F.linear(tokens, self.gate_up_proj[expert]).chunk(2, dim=-1)
-            outputs.append(F.linear(self.act_fn(gate) * up, self.down_proj[expert]))
-        return torch.cat(outputs)
+        if tokens_XH.is_meta:  # as many operations as any split of the tokens would need
+            top_k = 1 if routes is None else routes.place_XK.shape[1]
+            gate, up = F.linear(tokens_XH.repeat(top_k, 1), self.gate_up_proj[0]).chunk(2, dim=-1)
+            outputs_NH = F.linear(self.act_fn(gate) * up, self.down_proj[0])
+            return outputs_NH.unflatten(0, (top_k, -1)).sum(0)
+        if routes is None:
+            slots = torch.arange(len(tokens_XH), device=tokens_XH.device)
+            ones = tokens_XH.new_ones(len(tokens_XH), 1)
+            routes = Routes(slots, counts_E, slots.unsqueeze(-1), ones)
+        compute = looped_experts
+        if tokens_XH.is_cuda and grouped_mm_takes(tokens_XH, self.gate_up_proj, self.down_proj):
+            compute = grouped_experts
+        return compute(tokens_XH, routes, self.gate_up_proj, self.down_proj)
 
 
-def _grouped_mm_takes(tokens_XH: Tensor, *weights: Tensor) -> bool:
-    """grouped_mm wants float16, bfloat16 or float32 and rows of a multiple of 16 bytes."""
-    if tokens_XH.dtype == torch.float64 or any(w.dtype != tokens_XH.dtype for w in weights):
-        return False
-    bytes_each = tokens_XH.element_size()
-    return len(tokens_XH) > 0 and all(
-        w.shape[-1] * bytes_each % 16 == 0 and w.shape[-2] * bytes_each % 16 == 0 for w in weights
-    )
-
-
-class ExpertFeedForward(nn.Module):
-    """Top-k mixture of experts without token dropping.
+class RoutedExperts(nn.Module):
+    """Top-k mixture of experts; no token is lost unless a capacity is set.
 
     Args:
         width: H.
         hidden: F.
         num_experts: E.
-        top_k: K. With K = 1 a token's output is scaled by its router probability, with K > 1 the
-            chosen probabilities are renormalised (AutoEP: ``route_norm = top_k > 1``).
+        top_k: K; see `choose_experts` for the weights.
+        capacity_factor: in training an expert takes at most this times its even share of the
+            assignments. In evaluation nothing is dropped, or a caption would depend on the batch
+            that it was computed in.
     """
 
-    def __init__(self, width: int, hidden: int, *, num_experts: int, top_k: int) -> None:
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        *,
+        num_experts: int,
+        top_k: int,
+        capacity_factor: float | None = None,
+    ) -> None:
         super().__init__()
         self.num_experts = num_experts
         self.top_k = top_k
+        self.capacity_factor = capacity_factor
         self.gate = RouterGate(width, num_experts, bias=False)
         self.experts = StackedExperts(width, hidden, num_experts)
 
-    def forward(self, hidden_BTH: Tensor) -> Tensor:
-        """Return ``[B, T, H]``."""
-        tokens_XH = hidden_BTH.flatten(0, -2)
-        weights_XK, chosen_XK = self.gate(tokens_XH).softmax(-1).topk(self.top_k, dim=-1)
-        if self.top_k > 1:
-            weights_XK = weights_XK / weights_XK.sum(-1, keepdim=True)
-        chosen = chosen_XK.flatten()
-        order = chosen.argsort(stable=True)
-        counts_E = F.one_hot(chosen, self.num_experts).sum(0)
-        source = order // self.top_k
-        outputs = self.experts(tokens_XH[source], counts_E)
-        weighted = outputs.to(weights_XK.dtype) * weights_XK.flatten()[order].unsqueeze(-1)
-        combined_XH = weighted.new_zeros(tokens_XH.shape).index_add(0, source, weighted)
-        return combined_XH.to(hidden_BTH.dtype).view_as(hidden_BTH)
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Map ``[..., H]`` to ``[..., H]``."""
+        tokens_XH = hidden.flatten(0, -2)
+        capacity = None
+        if self.training and self.capacity_factor is not None:
+            capacity = expert_capacity(
+                self.capacity_factor,
+                len(tokens_XH),
+                num_experts=self.num_experts,
+                top_k=self.top_k,
+            )
+        routes = choose_experts(self.gate(tokens_XH), self.top_k, capacity)
+        return self.experts(tokens_XH, routes.counts_E, routes).view_as(hidden)
+
+
+class NativeRouter(nn.Module):
+    """The logits of DeepSpeed's gate, in a module of its own that a `RouterProbe` can hook.
+
+    DeepSpeed multiplies with its router weight without calling the module that holds it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Tensor | None = None
+
+    def forward(self, tokens_XH: Tensor, weight_EH: Tensor) -> Tensor:
+        """Return fp32 logits ``[X, E]``; remember the tokens, which a probe may have changed."""
+        self.seen = tokens_XH
+        return F.linear(tokens_XH.float(), weight_EH.float())
+
+    def before_gate(self, gate: nn.Module, args: tuple) -> tuple:
+        """Forward pre-hook of DeepSpeed's gate: let it route the tokens that this module saw."""
+        tokens_XH, *rest = args
+        self(tokens_XH, gate.wg.weight)
+        seen, self.seen = self.seen, None
+        return (seen, *rest)
 
 
 class NativeExperts(nn.Module):
     """``deepspeed.moe.layer.MoE`` with everything random and lossy switched off.
 
-    Its own auxiliary loss averages local tokens and counts padding; instead, the router logits go
-    through `router_logits`, where `flamingo.py` captures them for `router_losses`.
+    Its own auxiliary loss averages local tokens; instead, the router logits go through
+    ``router_logits``, where a probe keeps them for `model.router.router_losses`.
 
     Args:
         width: H.
         hidden: F.
         num_experts: E.
         top_k: K.
-        ep_size: ranks that share the experts.
     """
 
-    def __init__(
-        self, width: int, hidden: int, *, num_experts: int, top_k: int, ep_size: int = 1
-    ) -> None:
+    def __init__(self, width: int, hidden: int, *, num_experts: int, top_k: int) -> None:
         super().__init__()
         from deepspeed.moe.layer import MoE
 
+        self.num_experts = num_experts
+        self.top_k = top_k
         self.moe = MoE(
             width,
             DenseFeedForward(width, hidden),
             num_experts=num_experts,
-            ep_size=ep_size,
+            ep_size=1,
             k=top_k,
             drop_tokens=False,
             use_rts=False,
             top2_2nd_expert_sampling=False,
         )
-        self.router_logits = nn.Identity()
-        self._initialise_experts(num_experts // ep_size, ep_size)
+        self.router_logits = NativeRouter()
+        self.moe.deepspeed_moe.gate.register_forward_pre_hook(self.router_logits.before_gate)
+        # DeepSpeed starts all experts as copies of one.
+        for expert in self.moe.deepspeed_moe.experts.deepspeed_experts:
+            expert.gate_up_proj.reset_parameters()
+            expert.down_proj.reset_parameters()
 
-    def _initialise_experts(self, num_local: int, ep_size: int) -> None:
-        """DeepSpeed starts all experts as copies of one: draw each by its number in the group."""
-        rank = dist.get_rank() if dist.is_initialized() else 0
-        base = int(torch.randint(2**31, (1,)))
-        for local, expert in enumerate(self.moe.deepspeed_moe.experts.deepspeed_experts):
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(base + rank % ep_size * num_local + local)
-                for layer in (expert.gate_up_proj, expert.down_proj):
-                    layer.reset_parameters()
-
-    def forward(self, hidden_BTH: Tensor) -> Tensor:
-        """Return ``[B, T, H]``."""
-        weight = self.moe.deepspeed_moe.gate.wg.weight
-        self.router_logits(F.linear(hidden_BTH.flatten(0, -2).float(), weight.float()))
-        output, _, _ = self.moe(hidden_BTH)
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Map ``[..., H]`` to ``[..., H]``."""
+        if hidden.numel() == 0:  # DeepSpeed fails without tokens; gradients must be zeros, not None
+            self.router_logits(hidden.flatten(0, -2), self.moe.deepspeed_moe.gate.wg.weight)
+            return hidden + 0 * sum(parameter.sum() for parameter in self.parameters())
+        output, _, _ = self.moe(hidden)
         return output
 
 
-def router_losses(
-    logits: Tensor,
-    token_mask: Tensor,
-    top_k: int,
-    group: dist.ProcessGroup | None = None,
-    *,
-    across_ranks: bool = True,
-) -> tuple[Tensor, Tensor]:
-    """Load-balance and z loss over the real tokens of all ranks.
-
-    With f_e the global fraction of assignments to expert e (a constant), p the probabilities, N the
-    global number of real tokens and W ranks, this rank returns ``W * E * sum_e f_e *
-    sum_local(p_e) / N`` and ``W * sum_local(logsumexp^2) / N``: the mean over ranks is the loss of
-    the joined batch, and the mean of the gradients is its gradient, however unevenly the tokens are
-    spread. Perfect balance gives a load-balance loss of 1.
+class MixtureFeedForward(nn.Module):
+    """A mixture of experts, and beside it, where there is one, an expert that every token passes.
 
     Args:
-        logits: ``[X, E]`` router logits.
-        token_mask: bool ``[X]``, False for padding.
-        top_k: experts per token.
-        group: ranks to count over, default all. Collective: all of them must call this.
-        across_ranks: False counts local tokens only and calls no collective.
+        routed: `RoutedExperts` or `NativeExperts`; later maybe AutoEP's layer in its place.
+        shared: the shared expert, whose output is added.
+
+    Source: shared expert as in DeepSeekMoE (arXiv:2401.06066) section 3.2.
+    """
+
+    def __init__(self, routed: nn.Module, shared: DenseFeedForward | None = None) -> None:
+        super().__init__()
+        self.routed = routed
+        self.shared = shared
+
+    def forward(self, hidden_BTH: Tensor, real_tokens: Tensor | None = None) -> Tensor:
+        """Return ``[B, T, H]``.
+
+        Args:
+            hidden_BTH: hidden states.
+            real_tokens: long ``[N]``, indices into the B * T tokens of those that are not padding,
+                each once; `None` for all. Padding is seen by no router, takes no expert's capacity
+                and gets an output of 0.
+        """
+        if real_tokens is None:
+            return self._mix(hidden_BTH)
+        tokens_XH = hidden_BTH.flatten(0, 1)
+        # AutoEP takes three dimensions.
+        mixed_NH = self._mix(TakeRows.apply(tokens_XH, real_tokens).unsqueeze(0)).squeeze(0)
+        padded_XH = mixed_NH.new_zeros(tokens_XH.shape).index_copy(0, real_tokens, mixed_NH)
+        return padded_XH.view_as(hidden_BTH)
+
+    def _mix(self, hidden: Tensor) -> Tensor:
+        routed = self.routed(hidden)
+        return routed if self.shared is None else routed + self.shared(hidden)
+
+
+def upcycled(
+    dense: dict[str, Tensor], num_experts: int, *, top_k: int, shared_expert: bool = False
+) -> dict[str, Tensor]:
+    """Weights that make a `MixtureFeedForward` compute what a dense SwiGLU computed.
+
+    Every expert is a copy, whatever the router says; the router keeps its own draw. A shared expert
+    starts with an output of 0.
+
+    Args:
+        dense: ``gate_up_proj.weight`` and ``down_proj.weight`` of a `DenseFeedForward`.
+        num_experts: E.
+        top_k: K of the mixture.
+        shared_expert: whether the mixture has one.
 
     Returns:
-        (load balance, z), fp32 scalars.
+        names and values below the `MixtureFeedForward` with `RoutedExperts`; what is not among
+        them (router, first matrix of the shared expert) stays as it was drawn.
 
-    Source: Switch Transformer (arXiv:2101.03961) equation 4, ST-MoE (arXiv:2202.08906) equation 5.
+    Raises:
+        ValueError: a weight is missing, or ``top_k`` is 1 with more than one expert.
+
+    Source: sparse upcycling (arXiv:2212.05055).
     """
-    num_experts = logits.shape[-1]
-    logits = logits.float()
-    mask_X1 = token_mask.reshape(-1, 1).to(logits.dtype)
-    probabilities = logits.softmax(-1)
-    chosen = probabilities.detach().topk(top_k, dim=-1).indices
-    counts_E = (F.one_hot(chosen, num_experts).sum(1) * mask_X1).sum(0)
-    totals = torch.cat([counts_E, mask_X1.sum().reshape(1)])
-    world_size = 1
-    if across_ranks and dist.is_available() and dist.is_initialized():
-        world_size = dist.get_world_size(group)
-        dist.all_reduce(totals, group=group)
-    num_tokens = totals[-1].clamp(min=1)
-    fraction_E = totals[:-1] / (num_tokens * top_k)
-    scale = world_size / num_tokens
-    load_balance = num_experts * scale * (fraction_E * (probabilities * mask_X1).sum(0)).sum()
-    z_loss = scale * (logits.logsumexp(-1).square() * mask_X1.squeeze(-1)).sum()
-    return load_balance, z_loss
+    if top_k == 1 and num_experts > 1:
+        raise ValueError(
+            f"a dense feed-forward cannot become {num_experts} experts with top_k = 1: the router's "
+            "probability, below 1, would scale what it computes; take top_k of 2 or more"
+        )
+    missing = {"gate_up_proj.weight", "down_proj.weight"} - set(dense)
+    if missing:
+        raise ValueError(f"not a dense swiglu feed-forward: no {', '.join(sorted(missing))}")
+    weights = {
+        f"routed.experts.{name}": dense[f"{name}.weight"].repeat(num_experts, 1, 1)
+        for name in ("gate_up_proj", "down_proj")
+    }
+    if shared_expert:
+        weights["shared.down_proj.weight"] = torch.zeros_like(dense["down_proj.weight"])
+    return weights

@@ -1,111 +1,110 @@
-"""The whole model: frozen vision, resampler, gated blocks inside a frozen language model.
+"""The whole model: media encoders, and gated blocks inside a frozen language model.
 
-Shape legend: B batch, M media, S image side, T text tokens, P patches, L latents, V vocabulary.
+Shape legend: B rows, M media slots, T text tokens, L latents, D latent width, H language width,
+V logits (frozen vocabulary and new tokens), X target tokens.
 """
 
 import inspect
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.cross_attention import media_mask
-from model.experts import router_losses
-from model.language import Fusion, FusionContext
-from model.resampler import PerceiverResampler
-from model.vision import VisionEncoder
+from model.contrastive_loss import ContrastiveHead
+from model.fusion import CheckpointedForward, Fusion, FusionContext, Head
+from model.loss import chunked_cross_entropy
+from model.media import Media, MediaEncoder, place_latents
+from model.router import RouterProbe, find_router, router_losses
+from model.tokens import NewTokens
 
 
 @dataclass
 class FlamingoOutput:
-    """What one forward gives.
+    """What one forward gives; sums are to be divided by a global token count.
 
     Attributes:
-        loss_sum: summed token cross entropy, fp32 scalar; divide by a global token count.
-        num_tokens: tokens in the sum, long scalar.
+        loss_sum: summed cross entropy of the text given the media, fp32 scalar.
+        num_tokens: target tokens in the sum, long scalar.
+        language_loss_sum: the same with all media hidden; None unless asked for.
+        contrastive_loss: see `model.contrastive_loss`; None without a contrastive head.
+        contrastive_accuracy: share of pairs that are nearest to each other; likewise.
         load_balance_loss: mean over the expert blocks, fp32 scalar, 0 without experts; its mean
             over ranks is that of the joined batch.
         z_loss: likewise.
-        logits: ``[B, T, V]``.
+        logits: ``[B, T, V]``; None unless asked for.
     """
 
     loss_sum: Tensor
     num_tokens: Tensor
     load_balance_loss: Tensor
     z_loss: Tensor
-    logits: Tensor
-
-
-class RouterTap:
-    """Keeps the router logits of one block's last forward."""
-
-    def __init__(self, store: dict[int, Tensor], block_index: int) -> None:
-        self.store = store
-        self.block_index = block_index
-
-    def __call__(self, gate: nn.Module, args: tuple, logits: Tensor) -> None:
-        """Record the logits."""
-        self.store[self.block_index] = logits
-
-
-class ImageToken(nn.Module):
-    """The embedding of ``<image>``, at first the mean of the frozen ones.
-
-    A module of its own and not a bare parameter of `Flamingo`: ZeRO-3 gathers a module's parameters
-    for backward only when the module returns tensors.
-    """
-
-    def __init__(self, embedding_VH: Tensor) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(embedding_VH.detach().float().mean(0, keepdim=True))
-
-    def forward(self, embedded_BTH: Tensor, is_image_BT: Tensor) -> Tensor:
-        """Put the embedding where ``is_image_BT`` is True."""
-        return torch.where(
-            is_image_BT.unsqueeze(-1), self.weight.to(embedded_BTH.dtype), embedded_BTH
-        )
+    language_loss_sum: Tensor | None = None
+    contrastive_loss: Tensor | None = None
+    contrastive_accuracy: Tensor | None = None
+    logits: Tensor | None = None
 
 
 class Flamingo(nn.Module):
-    """A vision-language model of two frozen towers and the trained parts between them.
+    """A vision-language model of frozen towers and the trained parts between them.
 
     Args:
-        vision: frozen image encoder.
+        media_encoders: kind of media to its encoder, in the order in which `Media` counts them.
         language: frozen transformers causal language model.
-        resampler: patch features to latents.
+        new_tokens: tokens that the language model does not know.
         gated_blocks: one block per fused layer.
+        decoder_layers: all decoder layers of the language model.
         layers: 0-based decoder layer that each block stands before.
-        image_token_id: id of ``<image>``; never looked up in the frozen embedding, never a target.
+        attend: ``latest`` or ``all_previous``, see `model.media.media_mask`.
         top_k: experts per token, for the router losses.
+        jitter: noise on the routers' inputs in training.
+        language_loss: also compute the loss of the text with all media hidden.
+        contrastive: head that compares latents and texts over the batch, or None.
 
-    Source: Flamingo (arXiv:2204.14198); open_flamingo, except that ``<image>`` is a parameter of
-        its own instead of a row of an otherwise frozen embedding.
+    Raises:
+        ValueError: the language model keeps no body apart from its head.
+
+    Source: Flamingo (arXiv:2204.14198); open_flamingo, except that new tokens are parameters of
+        their own instead of rows of an otherwise frozen embedding.
     """
 
     def __init__(
         self,
-        vision: VisionEncoder,
+        media_encoders: dict[str, MediaEncoder],
         language: nn.Module,
         *,
-        resampler: PerceiverResampler,
+        new_tokens: NewTokens,
         gated_blocks: nn.ModuleList,
+        decoder_layers: nn.ModuleList,
         layers: list[int],
-        image_token_id: int,
+        attend: str = "latest",
         top_k: int = 1,
+        jitter: float = 0.0,
+        language_loss: bool = False,
+        contrastive: ContrastiveHead | None = None,
     ) -> None:
         super().__init__()
-        self.vision = vision
+        self.media_encoders = nn.ModuleDict(media_encoders)
         self.language = language.requires_grad_(False).eval()
-        self.resampler = resampler
         self.gated_blocks = gated_blocks
-        self.image_token_id = image_token_id
+        self.new_tokens = new_tokens
+        self.contrastive = contrastive
+        self.token_ids = new_tokens.ids
         self.top_k = top_k
-        self.image_token = ImageToken(language.get_input_embeddings().weight)
-        self._fusion = Fusion(language, gated_blocks, layers)
+        self.jitter = jitter
+        self.language_loss = language_loss
+        # Nothing is kept for backward below the first gated block.
+        self._checkpointable = tuple(decoder_layers)[layers[0] :]
+        self._fusion = Fusion(
+            language,
+            new_tokens=new_tokens,
+            blocks=gated_blocks,
+            layers=[decoder_layers[index] for index in layers],
+            attend=attend,
+        )
+        self._head = Head(language)
         self._takes_positions = "position_ids" in inspect.signature(language.forward).parameters
         self._router_logits: dict[int, Tensor] = {}
-        self._tapped: dict[int, nn.Module] = {}
+        self._probed: dict[int, nn.Module] = {}
         self.attach_router_hooks()
 
     def train(self, mode: bool = True) -> "Flamingo":
@@ -115,104 +114,160 @@ class Flamingo(nn.Module):
         return self
 
     @property
+    def vision(self) -> nn.Module:
+        """The image tower."""
+        return self.media_encoders["image"].tower
+
+    @property
     def expert_modules(self) -> dict[str, nn.Module]:
-        """Name to module of every mixture of experts; DeepSpeed AutoEP wants these names."""
+        """Name to module of every mixture of experts, as DeepSpeed AutoEP finds them."""
         return {
-            f"gated_blocks.{index}.feed_forward": block.feed_forward
+            f"gated_blocks.{index}.feed_forward.routed": block.feed_forward.routed
             for index, block in enumerate(self.gated_blocks)
-            if _find_router(block.feed_forward) is not None
+            if find_router(block.feed_forward) is not None
         }
 
     def attach_router_hooks(self) -> None:
-        """Capture router logits from now on.
+        """Watch the routers from now on.
 
         Call again after ``deepspeed.initialize``, which may have replaced the expert modules.
         Calling it twice changes nothing.
         """
         for index, block in enumerate(self.gated_blocks):
-            router = _find_router(block.feed_forward)
-            if router is not None and self._tapped.get(index) is not router:
-                router.register_forward_hook(RouterTap(self._router_logits, index))
-                self._tapped[index] = router
+            router = find_router(block.feed_forward)
+            if router is not None and self._probed.get(index) is not router:
+                RouterProbe(self._router_logits, index, self.jitter).attach(router)
+                self._probed[index] = router
 
-    def encode_images(self, images: Tensor) -> Tensor:
-        """Encode normalised images ``[B, M, 3, S, S]`` to latents ``[B, M, L, D]``."""
-        features = self.vision(images.flatten(0, 1)).unflatten(0, images.shape[:2])
-        return self.resampler(features.to(self.resampler.latents.dtype))
+    def checkpoint_activations(self) -> None:
+        """From now on keep only the inputs of blocks and layers, and compute the rest again.
 
-    def embed(self, input_ids: Tensor) -> Tensor:
-        """Embed tokens ``[B, T]`` to ``[B, T, H]``, ``<image>`` by its own parameter."""
-        is_image = input_ids == self.image_token_id
-        embedded = self.language.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
-        return self.image_token(embedded, is_image)
+        Calling it twice changes nothing.
+        """
+        self._fusion.checkpointing = True
+        for layer in self._checkpointable:
+            if not isinstance(layer.forward, CheckpointedForward):
+                layer.forward = CheckpointedForward(layer.forward)
+
+    def encode_media(self, media: Media) -> Tensor:
+        """Encode media to latents of their slots, ``[B, M, L, D]``."""
+        there, blank = [], []
+        for kind, encoder in self.media_encoders.items():
+            latents = encoder(media.inputs.get(kind))
+            (there if kind in media.inputs else blank).append(latents)
+        if not there:
+            there, blank = blank[:1], blank[1:]
+        placed = place_latents(torch.cat(there), media.slots)
+        return placed + sum(latents.sum() * 0 for latents in blank) if blank else placed
 
     def forward(
         self,
-        images: Tensor,
-        image_mask: Tensor,
+        media: Media,
         input_ids: Tensor,
         attention_mask: Tensor,
         labels: Tensor,
+        *,
+        with_logits: bool = False,
     ) -> FlamingoOutput:
-        """Compute logits and loss terms. Collective in training mode when there are experts.
+        """Compute the loss terms. Collective in training mode when there are experts or pairs.
 
         Args:
-            images: float ``[B, M, 3, S, S]``, normalised. M is at least 1: a batch without images
-                brings masked dummies, so that every trained parameter gets a gradient.
-            image_mask: bool ``[B, M]``, True for a real image; image k belongs to the k-th
-                ``<image>`` of its row.
+            media: medium k of a row belongs to the k-th media token of the row.
             input_ids: long ``[B, T]``.
             attention_mask: bool ``[B, T]``, False for padding.
-            labels: long ``[B, T]``, not shifted; -100 and ``<image>`` are no targets.
+            labels: long ``[B, T]``, not shifted; -100 and media tokens are no targets.
+            with_logits: also return all logits, which training never needs at once.
 
         Raises:
-            ValueError: a row has more image tokens than media slots.
+            ValueError: a row has more media tokens than media.
         """
-        visible_BTM = self._visible(input_ids, image_mask)
-        context = FusionContext(self.encode_images(images), visible_BTM)
+        mask = attention_mask.bool()
+        latents = self.encode_media(media)
+        context = self._context(latents, media.slots, mask)
+        targets = labels.masked_fill(self.token_ids.is_media(labels), -100)
         self._router_logits.clear()
         with self._fusion.using(context):
-            logits = self._run_language(self.embed(input_ids), attention_mask).logits
-        targets = labels.masked_fill(labels == self.image_token_id, -100)[:, 1:]
-        loss_sum = F.cross_entropy(
-            logits[:, :-1].flatten(0, 1).float(),
-            targets.flatten(),
-            ignore_index=-100,
-            reduction="sum",
+            hidden = self._body(input_ids, mask)
+            loss_sum = self._loss(hidden, targets, context)
+            logits = self._head(hidden) if with_logits else None
+        load_balance, z_loss = self._router_losses(loss_sum)
+        output = FlamingoOutput(
+            loss_sum, (targets[:, 1:] != -100).sum(), load_balance, z_loss, logits=logits
         )
-        load_balance, z_loss = self._router_losses(attention_mask, loss_sum)
-        return FlamingoOutput(loss_sum, (targets != -100).sum(), load_balance, z_loss, logits)
+        if self.language_loss or self.contrastive is not None:
+            self._unseen(output, latents, media.slots, input_ids, mask, targets)
+        return output
 
-    def _visible(self, input_ids: Tensor, image_mask: Tensor) -> Tensor:
-        is_image = input_ids == self.image_token_id
-        return media_mask(is_image, image_mask.shape[1]) & image_mask.bool().unsqueeze(1)
+    def _unseen(
+        self,
+        output: FlamingoOutput,
+        latents: Tensor,
+        slots: Tensor,
+        input_ids: Tensor,
+        mask: Tensor,
+        targets: Tensor,
+    ) -> None:
+        """Fill in the losses of the text alone; one pass with the media hidden serves both."""
+        # Hidden in the mask, not left out: every rank goes on using every parameter.
+        context = self._context(latents, slots, mask, hide_media=True)
+        with self._fusion.using(context):
+            hidden = self._body(input_ids, mask)
+            if self.language_loss:
+                output.language_loss_sum = self._loss(hidden, targets, context)
+        self._router_logits.clear()
+        if self.contrastive is not None:
+            last = mask.long().cumsum(1).argmax(1)
+            text = hidden[torch.arange(len(hidden), device=hidden.device), last]
+            has_text = (targets != -100).any(1)
+            output.contrastive_loss, output.contrastive_accuracy = self.contrastive(
+                latents[:, 0], text, (slots[:, 0] >= 0) & has_text, across_ranks=self.training
+            )
 
-    def _run_language(self, embedded: Tensor, attention_mask: Tensor, cache=None):
-        """Run the language model on the last ``embedded.shape[1]`` of the masked positions."""
+    def _context(
+        self, latents: Tensor, slots: Tensor, mask: Tensor, *, hide_media: bool = False
+    ) -> FusionContext:
+        real_tokens = None
+        if not mask.is_meta and self._probed and not bool(mask.all()):
+            real_tokens = mask.flatten().nonzero().squeeze(1)
+        return FusionContext(
+            latents, slots, *self.new_tokens(), real_tokens=real_tokens, hide_media=hide_media
+        )
+
+    def _body(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """Hidden states ``[B, T, H]`` in front of the head."""
         keywords = {}
         if self._takes_positions:
-            positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-            keywords["position_ids"] = positions[:, -embedded.shape[1] :]
-        if cache is not None:
-            keywords["past_key_values"] = cache
-        return self.language(
-            inputs_embeds=embedded,
-            attention_mask=attention_mask.long(),
-            use_cache=cache is not None,
-            **keywords,
-        )
+            keywords["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
+        body = self.language.base_model
+        return body(
+            input_ids=input_ids, attention_mask=mask.long(), use_cache=False, **keywords
+        ).last_hidden_state
 
-    def _router_losses(self, attention_mask: Tensor, loss_sum: Tensor) -> tuple[Tensor, Tensor]:
+    def _loss(self, hidden_BTH: Tensor, targets_BT: Tensor, context: FusionContext) -> Tensor:
+        """Summed cross entropy of the next tokens; only hidden states with a target meet the head."""
+        hidden_XH, targets_X = hidden_BTH[:, :-1].flatten(0, 1), targets_BT[:, 1:].flatten()
+        if not targets_X.is_meta:
+            wanted = (targets_X != -100).nonzero().squeeze(1)
+            hidden_XH, targets_X = hidden_XH[wanted], targets_X[wanted]
+        else:
+            targets_X = targets_X.clamp(min=0)
+
+        def head(hidden: Tensor, rows: Tensor) -> Tensor:
+            context.output_rows = rows
+            return self._head(hidden.unsqueeze(0)).squeeze(0)
+
+        vocabulary = max(self.language.config.get_text_config().vocab_size, 1)
+        rows = context.output_rows
+        loss = chunked_cross_entropy(hidden_XH, rows, targets_X, head, vocabulary=vocabulary)
+        context.output_rows = rows
+        return loss
+
+    def _router_losses(self, loss_sum: Tensor) -> tuple[Tensor, Tensor]:
         if not self._router_logits:
             return loss_sum.new_zeros(()), loss_sum.new_zeros(())
         # Evaluation may run on one rank alone, so only training counts over ranks.
         losses = [
-            router_losses(
-                self._router_logits[index],
-                attention_mask.flatten().bool(),
-                self.top_k,
-                across_ranks=self.training,
-            )
+            router_losses(self._router_logits[index], self.top_k, across_ranks=self.training)
             for index in sorted(self._router_logits)
         ]
         self._router_logits.clear()
@@ -221,64 +276,45 @@ class Flamingo(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self,
-        images: Tensor,
-        image_mask: Tensor,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        max_new_tokens: int,
-        eos_token_id: int,
-        pad_token_id: int,
+        self, media: Media, input_ids: Tensor, attention_mask: Tensor, **settings: object
     ) -> Tensor:
-        """Continue prompts greedily with a key-value cache.
+        """Continue prompts with transformers' ``generate`` and its key-value cache.
 
         Args:
-            images: as in `forward`.
-            image_mask: as in `forward`.
-            input_ids: long ``[B, T]``, padded on the left.
+            media: as in `forward`; several images and examples in a prompt are few-shot.
+            input_ids: long ``[B, T]``, padded on the left (`pad_left`).
             attention_mask: bool ``[B, T]``.
-            max_new_tokens: n at most.
-            eos_token_id: ends a row.
-            pad_token_id: fills a row behind its end.
+            **settings: of ``generate``: ``max_new_tokens``, ``eos_token_id``, ``pad_token_id``,
+                ``num_beams``, ``do_sample``, ``temperature``, ``top_p``, ... Greedy by default.
 
         Returns:
-            long ``[B, T + n]``; shorter when all rows ended earlier.
+            long ``[B, T + n]``, filled with the pad token behind each row's end.
 
         Raises:
-            ValueError: a prompt ends with padding.
+            ValueError: a prompt ends with padding, or has more media tokens than media.
         """
         if not bool(attention_mask[:, -1].all()):
             raise ValueError("a prompt ends with padding; pad prompts on the left to generate")
-        from transformers import DynamicCache
-
-        visible_BTM = self._visible(input_ids, image_mask)
-        media = self.encode_images(images)
-        cache = DynamicCache(config=self.language.config)
-        mask, tokens = attention_mask.bool(), input_ids
-        pending = input_ids
-        ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-        for _ in range(max_new_tokens):
-            visible = visible_BTM if pending is input_ids else visible_BTM[:, -1:]
-            with self._fusion.using(FusionContext(media, visible)):
-                logits = self._run_language(self.embed(pending), mask, cache).logits[:, -1]
-            if self.image_token_id < logits.shape[-1]:
-                logits[:, self.image_token_id] = -torch.inf
-            chosen = logits.argmax(-1).masked_fill(ended, pad_token_id)
-            ended = ended | (chosen == eos_token_id)
-            pending = chosen.unsqueeze(1)
-            tokens = torch.cat([tokens, pending], dim=1)
-            mask = torch.cat([mask, torch.ones_like(pending, dtype=torch.bool)], dim=1)
-            if bool(ended.all()):
-                break
+        context = self._context(self.encode_media(media), media.slots, attention_mask.bool())
+        context.generating, context.real_tokens = True, None
+        settings = {"do_sample": False, "num_beams": 1} | settings
+        with self._fusion.using(context):
+            tokens = self.language.generate(
+                input_ids=input_ids,
+                attention_mask=attention_mask.long(),
+                suppress_tokens=list(self.token_ids.media.values()),
+                **settings,
+            )
         self._router_logits.clear()
         return tokens
 
 
-def _find_router(feed_forward: nn.Module) -> nn.Module | None:
-    """The module that puts out router logits: AutoEP's, DeepSpeed's own (by our tap), or ours."""
-    for name in ("router.gate", "router_logits", "gate"):
-        try:
-            return feed_forward.get_submodule(name)
-        except AttributeError:
-            continue
-    return None
+def pad_left(prompts: list[list[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
+    """Prompts of different lengths as ``input_ids`` and ``attention_mask`` for `Flamingo.generate`."""
+    ids = [torch.tensor(prompt) for prompt in prompts]
+    mask = [torch.ones(len(prompt), dtype=torch.bool) for prompt in prompts]
+    pad = nn.utils.rnn.pad_sequence
+    return (
+        pad(ids, batch_first=True, padding_value=pad_token_id, padding_side="left"),
+        pad(mask, batch_first=True, padding_value=False, padding_side="left"),
+    )

@@ -1,99 +1,45 @@
-"""The frozen causal language model, and how gated blocks are fused into it.
-
-Blocks run in forward pre-hooks of the decoder layers, so that the pretrained modules, their names
-and their attributes stay as transformers made them.
-Shape legend: B batch, T text tokens, M media, L latents, H language width, D vision width.
-"""
+"""The frozen causal language model: loading it, finding its parts, and its tokenizer."""
 
 import importlib.util
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from model.config import TowerConfig
+from model.tokens import NEW_TOKENS
 
 SMOLLM2_135M = "smollm2_135m"
-IMAGE_TOKEN = "<image>"
 
 
-@dataclass
-class FusionContext:
-    """What the gated blocks see during one forward.
-
-    Attributes:
-        media_BMLD: latents.
-        visible_BTM: bool, which media each token attends to.
-    """
-
-    media_BMLD: Tensor
-    visible_BTM: Tensor
-
-
-class Fusion:
-    """Runs the gated blocks while a context is set; outside of one, the language model is plain.
-
-    Args:
-        language: a transformers causal language model.
-        blocks: one gated block per fused layer.
-        layers: 0-based decoder layer that each block stands before.
-    """
-
-    def __init__(self, language: nn.Module, blocks: nn.ModuleList, layers: list[int]) -> None:
-        self.blocks = blocks
-        self.context: FusionContext | None = None
-        decoder_layers = find_decoder_layers(language)
-        for block_index, layer_index in enumerate(layers):
-            decoder_layers[layer_index].register_forward_pre_hook(
-                FusionHook(self, block_index), with_kwargs=True
-            )
-
-    @contextmanager
-    def using(self, context: FusionContext) -> Iterator[None]:
-        """Set the context for the forwards inside the block."""
-        self.context = context
-        try:
-            yield
-        finally:
-            self.context = None
-
-
-class FusionHook:
-    """One hook. An object and not a closure, so that copying a model copies it along."""
-
-    def __init__(self, fusion: Fusion, block_index: int) -> None:
-        self.fusion = fusion
-        self.block_index = block_index
-
-    def __call__(self, layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        """Replace the layer's hidden states by those behind the gated block."""
-        context = self.fusion.context
-        if context is None:
-            return None
-        hidden = args[0] if args else kwargs["hidden_states"]
-        block = self.fusion.blocks[self.block_index]
-        hidden = block(hidden, context.media_BMLD, context.visible_BTM)
-        if args:
-            return (hidden, *args[1:]), kwargs
-        return args, kwargs | {"hidden_states": hidden}
-
-
-def find_decoder_layers(language: nn.Module) -> nn.ModuleList:
+def find_decoder_layers(language: nn.Module, path: str | None = None) -> nn.ModuleList:
     """Find the decoder layers of any transformers causal language model.
 
+    Args:
+        language: the model.
+        path: dotted name of the list, or None for the largest list of as many modules as the
+            config has hidden layers.
+
     Raises:
-        ValueError: no list of ``config.num_hidden_layers`` modules.
+        ValueError: no such list; the message names the lists there are.
     """
-    num_layers = language.config.num_hidden_layers
-    lists = [m for m in language.modules() if isinstance(m, nn.ModuleList) and len(m) == num_layers]
-    if not lists:
+    num_layers = language.config.get_text_config().num_hidden_layers
+    lists = {n: m for n, m in language.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
+    there = ", ".join(f"{name} ({len(m)})" for name, m in lists.items()) or "none"
+    if path is not None:
+        if path not in lists:
+            raise ValueError(
+                f"language.layers_path = {path!r} is no list of layers of "
+                f"{type(language).__name__}; lists there: {there}"
+            )
+        return lists[path]
+    fitting = [m for m in lists.values() if len(m) == num_layers]
+    if not fitting:
         raise ValueError(
-            f"{type(language).__name__} has no ModuleList of {num_layers} decoder layers"
+            f"{type(language).__name__} has no list of {num_layers} decoder layers; "
+            f"set language.layers_path to one of: {there}"
         )
-    return max(lists, key=lambda layers: sum(p.numel() for p in layers.parameters()))
+    return max(fitting, key=lambda layers: sum(p.numel() for p in layers.parameters()))
 
 
 def fused_layers(num_layers: int, *, first_layer: int, every: int) -> list[int]:
@@ -126,15 +72,20 @@ def smollm2_folder() -> Path:
 
 
 def _source(path: str) -> tuple[str, dict]:
-    """Return folder and keywords for ``from_pretrained``."""
-    if path != SMOLLM2_135M:
-        return path, {}
-    folder = smollm2_folder()
-    return str(folder), {"gguf_file": next(folder.glob("*.gguf")).name}
+    """Return folder and keywords for ``from_pretrained``; a GGUF file is named beside its folder."""
+    if path == SMOLLM2_135M:
+        path = str(next(smollm2_folder().glob("*.gguf")))
+    if path.endswith(".gguf"):
+        return str(Path(path).parent), {"gguf_file": Path(path).name}
+    return path, {}
 
 
-def load_language(path: str) -> nn.Module:
-    """Load a causal language model in fp32.
+def load_language(path: str, *, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Load a causal language model.
+
+    Args:
+        path: folder, hub id, ``.gguf`` file or ``smollm2_135m``.
+        dtype: of its weights.
 
     Raises:
         ImportError: the package of ``smollm2_135m`` is missing.
@@ -144,16 +95,48 @@ def load_language(path: str) -> nn.Module:
 
     folder, keywords = _source(path)
     try:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **keywords)
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **keywords)
     except (OSError, ValueError) as error:
-        raise ValueError(f"cannot load a causal language model from {path!r}: {error}") from error
+        raise ValueError(
+            f"cannot load a causal language model from {path!r}: {error}; give the folder of a "
+            "transformers model with a causal head, or a .gguf file"
+        ) from error
 
 
-def load_tokenizer_files(path: str):
-    """Load the tokenizer beside a language model, with ``<image>`` and a pad token.
+def plan_language(path: str, architecture: dict | None = None) -> nn.Module:
+    """Build a language model on the meta device, from its config alone.
 
-    ``<image>`` gets the first id behind the frozen vocabulary. Without a pad token the end-of-text
-    token pads: the attention mask keeps padding out, and its labels are -100.
+    Args:
+        path: as in `load_language`; only its config is read.
+        architecture: a transformers config as a dict with ``model_type``, in place of the path's.
+
+    Raises:
+        ValueError: no config at the path, or one that is no causal language model's.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        if architecture is not None:
+            values = dict(architecture)
+            config = AutoConfig.for_model(values.pop("model_type", ""), **values)
+        else:
+            folder, keywords = _source(path)
+            config = AutoConfig.from_pretrained(folder, **keywords)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"cannot plan a causal language model from {path!r}: {error}; give a folder with its "
+            "config.json, or its sizes in model.language.architecture"
+        ) from error
+
+
+def load_tokenizer(path: str):
+    """Load the tokenizer beside a language model, with the new tokens and a pad token.
+
+    The new tokens (`model.tokens.NEW_TOKENS`) get the first ids behind the tokenizer's own, unless it
+    has them. Without a pad token the end-of-text token pads: the attention mask keeps padding out, and
+    its labels are -100.
 
     Raises:
         ValueError: no tokenizer at the path, or one without end-of-text and pad token.
@@ -169,7 +152,8 @@ def load_tokenizer_files(path: str):
         raise ValueError(f"the tokenizer in {path!r} has no end-of-text token")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, special=True)], special_tokens=True)
+    tokens = [AddedToken(token, special=True) for token in NEW_TOKENS]
+    tokenizer.add_tokens(tokens, special_tokens=True)
     return tokenizer
 
 

@@ -1,6 +1,7 @@
-"""The perceiver resampler: any number of patch features to a fixed number of latents per image.
+"""The perceiver resampler: any number of patch features to a fixed number of latents per medium.
 
-Shape legend: B batch, M media, P patches, L latents, D vision width, N heads, K head width.
+Shape legend: N media, F frames, P patches of a frame, W width of the features, D width of the latents,
+L latents, R = F * P.
 """
 
 import math
@@ -9,26 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.feed_forward import DenseFeedForward
 from model.initial import unit_logits_
 
 
-def feed_forward(width: int, hidden: int) -> nn.Sequential:
-    """LayerNorm, then two bias-free layers with an exact GELU between them."""
-    return nn.Sequential(
-        nn.LayerNorm(width),
-        nn.Linear(width, hidden, bias=False),
-        nn.GELU(),
-        nn.Linear(hidden, width, bias=False),
-    )
-
-
 class PerceiverAttention(nn.Module):
-    """Latents attend to the patches and to themselves.
+    """Latents attend to the features and to themselves.
 
-    Source: Flamingo (arXiv:2204.14198) appendix A.1.1; open_flamingo ``PerceiverAttention``.
+    Source: Flamingo (arXiv:2204.14198) appendix A.1.1; open_flamingo ``PerceiverAttention``; IDEFICS
+        for the normalised queries and keys.
     """
 
-    def __init__(self, width: int, *, num_heads: int, head_dim: int) -> None:
+    def __init__(self, width: int, *, num_heads: int, head_dim: int, qk_norm: bool = False) -> None:
         super().__init__()
         self.num_heads = num_heads
         inner = num_heads * head_dim
@@ -37,19 +30,60 @@ class PerceiverAttention(nn.Module):
         self.to_q = nn.Linear(width, inner, bias=False)
         self.to_kv = nn.Linear(width, 2 * inner, bias=False)
         self.to_out = nn.Linear(inner, width, bias=False)
+        self.q_norm = nn.LayerNorm(head_dim) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(head_dim) if qk_norm else nn.Identity()
         unit_logits_(self.to_q, self.to_kv)
 
-    def forward(self, media_XPD: Tensor, latents_XLD: Tensor) -> Tensor:
-        """Return the update of the latents, ``[X, L, D]``; X is batch times media."""
-        media_XPD = self.norm_media(media_XPD)
-        latents_XLD = self.norm_latents(latents_XLD)
-        query = self.to_q(latents_XLD)
-        key, value = self.to_kv(torch.cat([media_XPD, latents_XLD], dim=1)).chunk(2, dim=-1)
+    def forward(
+        self, media_NRD: Tensor, latents_NLD: Tensor, mask_NX: Tensor | None = None
+    ) -> Tensor:
+        """Return the update of the latents, ``[N, L, D]``.
+
+        Args:
+            media_NRD: features.
+            latents_NLD: the latents so far.
+            mask_NX: bool ``[N, R + L]``, False for what is not to be seen.
+        """
+        media_NRD = self.norm_media(media_NRD)
+        latents_NLD = self.norm_latents(latents_NLD)
+        query = self.to_q(latents_NLD)
+        key, value = self.to_kv(torch.cat([media_NRD, latents_NLD], dim=1)).chunk(2, dim=-1)
         query, key, value = (
             t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (query, key, value)
         )
-        attended_XNLK = F.scaled_dot_product_attention(query, key, value)
-        return self.to_out(attended_XNLK.transpose(1, 2).flatten(2))
+        attended = F.scaled_dot_product_attention(
+            self.q_norm(query),
+            self.k_norm(key),
+            value,
+            attn_mask=None if mask_NX is None else mask_NX[:, None, None],
+        )
+        return self.to_out(attended.transpose(1, 2).flatten(2))
+
+
+class ResamplerLayer(nn.Module):
+    """Attention, then a feed-forward, each added to the latents."""
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        num_heads: int,
+        head_dim: int,
+        ff_mult: float,
+        feed_forward: str,
+        qk_norm: bool,
+    ) -> None:
+        super().__init__()
+        self.attention = PerceiverAttention(
+            width, num_heads=num_heads, head_dim=head_dim, qk_norm=qk_norm
+        )
+        self.feed_forward_norm = nn.LayerNorm(width)
+        self.feed_forward = DenseFeedForward(width, int(ff_mult * width), form=feed_forward)
+
+    def forward(self, media_NRD: Tensor, latents_NLD: Tensor, mask_NX: Tensor | None) -> Tensor:
+        """Return the latents ``[N, L, D]``."""
+        latents_NLD = latents_NLD + self.attention(media_NRD, latents_NLD, mask_NX)
+        return latents_NLD + self.feed_forward(self.feed_forward_norm(latents_NLD))
 
 
 def sincos_positions(count: int, width: int) -> Tensor:
@@ -79,27 +113,44 @@ def sincos_positions(count: int, width: int) -> Tensor:
     return torch.cat([row, column], dim=1)
 
 
+def frame_positions(embeddings_FD: Tensor, num_frames: int) -> Tensor:
+    """Vectors of the frames, ``[num_frames, D]``: the first ones, or interpolated when there are more.
+
+    Source: Flamingo (arXiv:2204.14198) section 3.1: trained on 8 frames, evaluated on 30 by linear
+        interpolation; first and last frame keep their vectors.
+    """
+    if num_frames <= len(embeddings_FD):
+        return embeddings_FD[:num_frames]
+    return F.interpolate(
+        embeddings_FD.T.unsqueeze(0), num_frames, mode="linear", align_corners=True
+    )[0].T
+
+
 class PerceiverResampler(nn.Module):
-    """Resample every image on its own.
+    """Resample every medium on its own.
 
     Args:
-        width: D, of patches and latents alike.
+        width: D, of the latents.
         depth: layers.
         num_latents: L.
-        num_heads: N.
-        head_dim: K.
+        num_heads: attention heads.
+        head_dim: width of one.
         ff_mult: feed-forward width / D.
-        num_positions: P, patches per image in a square grid, to add a trained vector to each; None to
+        feed_forward: activation, see `model.feed_forward`.
+        qk_norm: normalise queries and keys per head.
+        num_positions: P, patches per frame in a square grid, to add a trained vector to each; None to
             add nothing.
+        max_frames: frames in training, to add a trained vector to each; None to add nothing.
+        feature_width: W; the features are projected when it is not D.
 
     Raises:
         ValueError: positions for patches that are no square grid, or a width not divisible by 4.
 
-    Source: open_flamingo ``PerceiverResampler`` without its (unused) frame and media embeddings.
-        Patch positions are ours: a convolutional grid holds no position, and Flamingo's own
-        encoder was large enough to leak it. They start as sines and cosines of row and column
-        (`sincos_positions`), in which "the left half" is one direction. Patches are normalised before
-        positions are added, so that neither drowns the other whatever the encoder's scale.
+    Source: open_flamingo ``PerceiverResampler``; IDEFICS for ``qk_norm``. Patch positions are ours: a
+        convolutional grid holds no position, and Flamingo's own encoder was large enough to leak it.
+        They start as sines and cosines of row and column (`sincos_positions`), in which "the left half"
+        is one direction. Patches are normalised before positions are added, so that neither drowns the
+        other whatever the encoder's scale.
     """
 
     def __init__(
@@ -111,40 +162,60 @@ class PerceiverResampler(nn.Module):
         num_heads: int,
         head_dim: int,
         ff_mult: float,
+        feed_forward: str = "gelu",
+        qk_norm: bool = False,
         num_positions: int | None = None,
+        max_frames: int | None = None,
+        feature_width: int | None = None,
     ) -> None:
         super().__init__()
+        feature_width = feature_width or width
+        self.projection = (
+            nn.Identity() if feature_width == width else nn.Linear(feature_width, width, bias=False)
+        )
         self.positions = (
             None if num_positions is None else nn.Parameter(sincos_positions(num_positions, width))
         )
+        self.frames = (
+            None if max_frames is None else nn.Parameter(0.02 * torch.randn(max_frames, width))
+        )
         self.latents = nn.Parameter(torch.randn(num_latents, width))
         self.layers = nn.ModuleList(
-            nn.ModuleDict(
-                {
-                    "attention": PerceiverAttention(width, num_heads=num_heads, head_dim=head_dim),
-                    "feed_forward": feed_forward(width, int(ff_mult * width)),
-                }
+            ResamplerLayer(
+                width,
+                num_heads=num_heads,
+                head_dim=head_dim,
+                ff_mult=ff_mult,
+                feed_forward=feed_forward,
+                qk_norm=qk_norm,
             )
             for _ in range(depth)
         )
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Resample patch features ``[B, M, P, D]`` to latents ``[B, M, L, D]``.
+    def forward(self, features_NFPW: Tensor, frame_mask_NF: Tensor | None = None) -> Tensor:
+        """Resample features ``[N, F, P, W]`` to latents ``[N, L, D]``.
+
+        Args:
+            features_NFPW: of the frames of each medium; F = 1 for a picture.
+            frame_mask_NF: bool, False for padded frames, which are never seen.
 
         Raises:
             ValueError: P is not the number of positions.
         """
-        B, M = features.shape[:2]
+        N, num_frames, P = features_NFPW.shape[:3]
+        features = self.projection(features_NFPW)
         if self.positions is not None:
-            if features.shape[2] != len(self.positions):
-                raise ValueError(
-                    f"{features.shape[2]} patches, but positions for {len(self.positions)}"
-                )
+            if len(self.positions) != P:
+                raise ValueError(f"{P} patches, but positions for {len(self.positions)}")
             features = F.layer_norm(features, features.shape[-1:]) + self.positions
-        media_XPD = features.flatten(0, 1)
-        latents_XLD = self.latents.expand(B * M, -1, -1)
+        if self.frames is not None:
+            features = features + frame_positions(self.frames, num_frames).unsqueeze(1)
+        mask_NX = None
+        if frame_mask_NF is not None:
+            seen_NR = frame_mask_NF.bool().repeat_interleave(P, dim=1)
+            mask_NX = F.pad(seen_NR, (0, len(self.latents)), value=True)
+        latents_NLD = self.latents.expand(N, -1, -1)
         for layer in self.layers:
-            latents_XLD = latents_XLD + layer["attention"](media_XPD, latents_XLD)
-            latents_XLD = latents_XLD + layer["feed_forward"](latents_XLD)
-        return self.norm(latents_XLD).unflatten(0, (B, M))
+            latents_NLD = layer(features.flatten(1, 2), latents_NLD, mask_NX)
+        return self.norm(latents_NLD)

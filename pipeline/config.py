@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_prep.config import IngestConfig
 from data_prep.errors import ConfigError, Problem
-from model.config import ModelConfig, TowerConfig
+from model.config import LossConfig, ModelConfig, TowerConfig
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -68,6 +68,9 @@ class TrainConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 where the hardware multiplies bf16 matrices, else fp32"
     )
+    activation_checkpointing: bool = Field(
+        False, description="compute activations again in backward instead of keeping them"
+    )
     log_every_steps: int = Field(10, ge=1, description="steps between two points of the curves")
     validate_every_steps: int = Field(100, ge=1, description="steps between two held-out losses")
     validate_samples: int = Field(256, ge=1, description="held-out samples per validation")
@@ -110,6 +113,7 @@ class RunConfig(Section):
     data: DataConfig
     model: ModelConfig
     tower: TowerConfig = Field(default_factory=TowerConfig)
+    loss: LossConfig = Field(default_factory=LossConfig)
     batch: BatchConfig = Field(default_factory=BatchConfig)
     optim: OptimConfig = Field(default_factory=OptimConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)

@@ -140,7 +140,7 @@ def build_deepspeed_config(config: RunConfig, plan: BatchPlan, precision: str) -
         merged["expert_parallel"] = {
             "enabled": True,
             "autoep_size": config.engine.expert_parallel,
-            "moe_layer_pattern": r"gated_blocks\.\d+\.feed_forward",
+            "moe_layer_pattern": r"gated_blocks\.\d+\.feed_forward\.routed",
             "router_pattern": "gate",
             "expert_pattern": "experts",
             "top_k": experts.top_k,
@@ -149,6 +149,10 @@ def build_deepspeed_config(config: RunConfig, plan: BatchPlan, precision: str) -
             "use_grouped_mm": False,
         }
     return merged
+
+
+def zero_stage(config: RunConfig) -> int:
+    return load_strategy(config.engine.strategy).get("zero_optimization", {}).get("stage", 0)
 
 
 def is_expert_parallel(config: RunConfig) -> bool:

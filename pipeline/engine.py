@@ -1,6 +1,8 @@
 """The DeepSpeed engine around a model: optimizer, experts over ranks, precision; and its weights by name."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 from data_prep.errors import ConfigError, Problem
 from pipeline.batch_plan import BatchPlan
 from pipeline.config import RunConfig
-from pipeline.deepspeed_config import build_deepspeed_config, is_expert_parallel
+from pipeline.deepspeed_config import build_deepspeed_config, is_expert_parallel, zero_stage
 from pipeline.optim import build_optimizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -25,6 +27,26 @@ def resolve_precision(wanted: str, device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     return "bf16" if torch.cpu._is_amx_tile_supported() else "fp32"
+
+
+@contextmanager
+def divided_loading(config: RunConfig, plan: BatchPlan, precision: str) -> Iterator[None]:
+    """Under ZeRO-3, divide pretrained towers over the ranks while they are loaded; else do nothing.
+
+    A tower that does not fit one device then never stands on one. The process group must be there.
+    """
+    if zero_stage(config) != 3 or config.objective != "flamingo":
+        yield
+        return
+    from transformers.integrations import HfDeepSpeedConfig, unset_hf_deepspeed_config
+
+    # transformers looks for the living object whenever it loads a model.
+    living = HfDeepSpeedConfig(build_deepspeed_config(config, plan, precision))
+    try:
+        yield
+    finally:
+        del living
+        unset_hf_deepspeed_config()
 
 
 def start_engine(config: RunConfig, module: nn.Module, plan: BatchPlan, precision: str):
@@ -98,7 +120,7 @@ def _join_experts(value: Tensor, group_name: str) -> Tensor:
 def _undivided_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     renamed: dict[str, Tensor] = {}
     for name, value in weights.items():
-        if match := re.fullmatch(r"(.*feed_forward)\.router\.gate\.weight", name):
+        if match := re.fullmatch(r"(.*\.routed)\.router\.gate\.weight", name):
             renamed[f"{match[1]}.gate.weight"] = value
         elif match := re.fullmatch(r"(.*\.experts)\.w1", name):
             gate_up = torch.cat([value, weights[f"{match[1]}.w3"]], dim=1)

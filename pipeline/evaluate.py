@@ -56,17 +56,15 @@ def load_run(config: RunConfig) -> tuple[FlamingoObjective, dict]:
 def caption(objective: FlamingoObjective, batch: Batch, config, *, zero_image: bool) -> list[str]:
     """Greedy captions of a batch's images; the batch's own texts are not looked at."""
     prompt = torch.tensor(objective.text.prompt).expand(len(batch.keys), -1)
-    images = torch.zeros_like(batch.images) if zero_image else batch.images
-    with torch.no_grad():
-        ids = objective.model.generate(
-            images,
-            batch.image_mask,
-            prompt,
-            torch.ones_like(prompt, dtype=torch.bool),
-            max_new_tokens=config.max_new_tokens,
-            eos_token_id=objective.text.tokenizer.eos_token_id,
-            pad_token_id=objective.text.pad_id,
-        )
+    batch = batch.zero_images() if zero_image else batch
+    ids = objective.model.generate(
+        batch.media,
+        prompt,
+        torch.ones_like(prompt, dtype=torch.bool),
+        max_new_tokens=config.max_new_tokens,
+        eos_token_id=objective.text.tokenizer.eos_token_id,
+        pad_token_id=objective.text.pad_id,
+    )
     return [objective.text.decode(row[prompt.shape[1] :].tolist()) for row in ids]
 
 

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from data_prep.errors import ConfigError, Problem
-from model import build as model_build
+from model.build import build_flamingo
 from model.contrastive import ContrastiveTowers
-from model.language import IMAGE_TOKEN, build_language
+from model.identity import frozen_identity
+from model.language import build_language, load_tokenizer
+from model.tokens import END_OF_CHUNK, IMAGE_TOKEN, TokenIds
 from pipeline.config import RunConfig
 from pipeline.data.batch import Batch, ImageFormat, TextFormat
 from pipeline.data.shards import ShardReader
@@ -36,35 +38,48 @@ class LossScale:
 class FlamingoObjective:
     """Next-token loss of the captions, given the image; towers frozen.
 
+    By weight also the loss of the text alone, and images against texts (section `loss`).
+
     Attributes:
         frozen: sha256 of each frozen tower's weights, by the configuration key that names it.
     """
 
-    def __init__(self, config: RunConfig):
+    def __init__(self, config: RunConfig, dtype: torch.dtype = torch.float32):
         check_towers(config)
         try:
-            tokenizer = model_build.load_tokenizer(config.model.language)
-            image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-            self.model = model_build.build_flamingo(
-                config.model, image_token_id=image_token_id, seed=config.seed
+            tokenizer = load_tokenizer(config.model.language.path)
+            token_ids = TokenIds(
+                media={"image": tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)},
+                text=(tokenizer.convert_tokens_to_ids(END_OF_CHUNK),),
+            )
+            self.model = build_flamingo(
+                config.model,
+                token_ids=token_ids,
+                seed=config.seed,
+                losses=config.loss,
+                dtype=dtype,
             )
         except (ImportError, ValueError) as error:
             rule = "towers load and fit the trained parts"
             raise ConfigError(
                 [Problem("model", str(error), rule, "correct the key it names")]
             ) from error
-        self.text = TextFormat(tokenizer, image_token_id, config.data.max_text_tokens)
+        self.text = TextFormat(tokenizer, token_ids, config.data.max_text_tokens)
         self.frozen = {
-            f"model.{part}.path": model_build.frozen_identity(getattr(config.model, part).path)
+            f"model.{part}.path": frozen_identity(getattr(config.model, part).path)
             for part in ("vision", "language")
         }
         vision = self.model.vision
         self.image = ImageFormat(vision.image_size, tuple(vision.mean), tuple(vision.std))
+        if config.train.activation_checkpointing:
+            self.model.checkpoint_activations()
         self._experts = config.model.experts
+        self._weights = config.loss
 
     def loss(self, module: nn.Module, batch: Batch, scale: LossScale) -> tuple[Tensor, dict]:
         output = run_flamingo(module, batch)
-        caption = output.loss_sum * scale.splits / scale.target_tokens
+        weights, share = self._weights, scale.splits / scale.target_tokens
+        loss = weights.caption * share * output.loss_sum
         router = (
             self._experts.load_balance_weight * output.load_balance_loss
             + self._experts.z_loss_weight * output.z_loss
@@ -74,7 +89,14 @@ class FlamingoObjective:
             "load_balance_loss": output.load_balance_loss.item(),
             "z_loss": output.z_loss.item(),
         }
-        return caption + router, report
+        if output.language_loss_sum is not None:
+            loss = loss + weights.language * share * output.language_loss_sum
+            report["language_loss"] = share * output.language_loss_sum.item()
+        if output.contrastive_loss is not None:
+            loss = loss + weights.contrastive * output.contrastive_loss
+            report["contrastive_loss"] = output.contrastive_loss.item()
+            report["contrastive_top1"] = output.contrastive_accuracy.item()
+        return loss + router, report
 
     def finish(self, module: nn.Module) -> None:
         pass
@@ -85,7 +107,7 @@ class LanguageObjective:
 
     frozen: dict[str, str] = {}
 
-    def __init__(self, config: RunConfig):
+    def __init__(self, config: RunConfig, dtype: torch.dtype = torch.float32):
         torch.manual_seed(config.seed)
         tokenizer = caption_tokenizer(config)
         self.model = build_language(
@@ -112,17 +134,21 @@ class ContrastiveObjective:
 
     frozen: dict[str, str] = {}
 
-    def __init__(self, config: RunConfig):
+    def __init__(self, config: RunConfig, dtype: torch.dtype = torch.float32):
         torch.manual_seed(config.seed)
         tokenizer = caption_tokenizer(config)
-        self.model = ContrastiveTowers(config.tower, vocab_size=len(tokenizer))
+        self.model = ContrastiveTowers(
+            config.tower, vocab_size=len(tokenizer), form=config.loss.contrastive_form
+        )
         self.text = TextFormat(tokenizer, None, config.data.max_text_tokens)
         self.image = ImageFormat(config.tower.image_size, HALF, HALF)
         self._folder = Path(config.model.vision.path)
 
     def loss(self, module: nn.Module, batch: Batch, scale: LossScale) -> tuple[Tensor, dict]:
-        output = module(batch.images[:, 0], batch.input_ids, batch.attention_mask)
-        return output.loss, {"info_nce": output.loss.item(), "top1": output.accuracy.item()}
+        output = module(
+            batch.media.inputs["image"].data[:, 0], batch.input_ids, batch.attention_mask
+        )
+        return output.loss, {"contrastive": output.loss.item(), "top1": output.accuracy.item()}
 
     def finish(self, module: nn.Module) -> None:
         module.save_vision(self._folder)
@@ -137,8 +163,8 @@ OBJECTIVES = {
 
 def run_flamingo(module: nn.Module, batch: Batch, *, zero_image: bool = False):
     """Forward pass; `zero_image` replaces the pixels by zeros and keeps every mask, as the control."""
-    images = torch.zeros_like(batch.images) if zero_image else batch.images
-    return module(images, batch.image_mask, batch.input_ids, batch.attention_mask, batch.labels)
+    batch = batch.zero_images() if zero_image else batch
+    return module(batch.media, batch.input_ids, batch.attention_mask, batch.labels)
 
 
 def caption_tokenizer(config: RunConfig):

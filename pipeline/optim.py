@@ -8,7 +8,15 @@ from torch import nn
 
 from pipeline.config import OptimConfig
 
-DELICATE = ("gate.weight", "gate.wg.weight", "latents", "positions", "token.weight")
+DELICATE = (
+    "gate.weight",
+    "gate.wg.weight",
+    "latents",
+    "positions",
+    "frames",
+    "new_tokens.weight",
+    "new_tokens.head_weight",
+)
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:

@@ -29,7 +29,13 @@ from pipeline.distributed import (
     sum_over_ranks,
     world_size_from_env,
 )
-from pipeline.engine import DTYPES, optimizer_state_dtypes, resolve_precision, start_engine
+from pipeline.engine import (
+    DTYPES,
+    divided_loading,
+    optimizer_state_dtypes,
+    resolve_precision,
+    start_engine,
+)
 from pipeline.objectives import OBJECTIVES, LossScale
 from pipeline.optim import learning_rate
 from pipeline.progress import RunProgress
@@ -52,24 +58,24 @@ def train(config: RunConfig, *, fresh: bool = False) -> dict:
     """
     check_run(config, world_size_from_env())
     torch.manual_seed(config.seed)
-    objective = OBJECTIVES[config.objective](config)
-    stream = TrainStream(config.data, config.seed, objective.text, objective.image)
-    held_out = (
-        HeldOut(config.data, objective.text, objective.image)
-        if config.objective == "flamingo"
-        else None
-    )
-    folder = config.run_folder / "checkpoints"
-    found = None if fresh else find_checkpoint(folder)
-    if found:
-        check_resume(found, layout(config, world_size_from_env()))
-        check_frozen(found, objective.frozen)
-
     info = start_group()
     tracker: Tracker = open_tracker(config, is_main=False)
     try:
         plan = BatchPlan(config.batch.global_size, config.batch.micro_size, info.world_size)
         precision = resolve_precision(config.train.precision, info.device)
+        with divided_loading(config, plan, precision):
+            objective = OBJECTIVES[config.objective](config, DTYPES[precision])
+        stream = TrainStream(config.data, config.seed, objective.text, objective.image)
+        held_out = (
+            HeldOut(config.data, objective.text, objective.image)
+            if config.objective == "flamingo"
+            else None
+        )
+        folder = config.run_folder / "checkpoints"
+        found = None if fresh else find_checkpoint(folder)
+        if found:
+            check_resume(found, layout(config, info.world_size))
+            check_frozen(found, objective.frozen)
         engine = start_engine(config, objective.model.to(info.device), plan, precision)
         start, run_id = 0, None
         if found:
@@ -151,6 +157,8 @@ def _loop(
             lr = learning_rate(config.optim, step, steps)
             for group in engine.optimizer.param_groups:
                 group["lr"] = lr
+            # Noise of this step, whoever computes it after however many restarts.
+            torch.manual_seed(hash((config.seed, step, info.rank)) % 2**63)
             reports = []
             for batch in micro_batches:
                 loss, report = objective.loss(engine, batch.to(info.device, dtype), scale)

@@ -1,16 +1,18 @@
 """What a rank gets: the tensors of a batch, and how pairs become them.
 
-Letters: B samples, M media slots, T tokens, S pixels of a side.
+Letters: B rows, N images, F frames, M media slots, T tokens, S pixels of a side.
 """
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from model.media import Media, MediaInput
+from model.tokens import TokenIds
 from pipeline.data.shards import RawSample
 
 IGNORE = -100
@@ -21,8 +23,8 @@ class Batch:
     """One micro-batch.
 
     Attributes:
-        images: float32 (B, M, 3, S, S), normalised for the encoder; padded slots hold zeros.
-        image_mask: bool (B, M), True where a slot holds an image.
+        media: float32 images (N, F, 3, S, S), normalised for the encoder and without padding, and
+            int64 slots (B, M) that say which of them stands where in a row, -1 for none.
         input_ids: int64 (B, T), padded on the right with the pad token.
         attention_mask: bool (B, T), False on padding.
         labels: int64 (B, T), the token itself where it is predicted, IGNORE on marks and padding.
@@ -30,8 +32,7 @@ class Batch:
         texts: the captions.
     """
 
-    images: Tensor
-    image_mask: Tensor
+    media: Media
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor
@@ -46,9 +47,17 @@ class Batch:
     def to(self, device: torch.device, dtype: torch.dtype) -> "Batch":
         moved = {
             name: getattr(self, name).to(device)
-            for name in ("image_mask", "input_ids", "attention_mask", "labels")
+            for name in ("input_ids", "attention_mask", "labels")
         }
-        return Batch(self.images.to(device, dtype), keys=self.keys, texts=self.texts, **moved)
+        media = self.media.to(device, dtype)
+        return Batch(media, keys=self.keys, texts=self.texts, **moved)
+
+    def zero_images(self) -> "Batch":
+        """The control: the same rows, masks and texts with black pixels."""
+        inputs = {
+            kind: replace(m, data=torch.zeros_like(m.data)) for kind, m in self.media.inputs.items()
+        }
+        return replace(self, media=replace(self.media, inputs=inputs))
 
 
 @dataclass(frozen=True)
@@ -57,12 +66,12 @@ class TextFormat:
 
     Attributes:
         tokenizer: a transformers tokenizer.
-        image_token_id: id of the image mark, or None where the text stands alone.
+        token_ids: of the new tokens, or None where the text stands alone.
         max_tokens: longest row, marks included; the caption is cut, the end mark is kept.
     """
 
     tokenizer: object
-    image_token_id: int | None
+    token_ids: TokenIds | None
     max_tokens: int
 
     @property
@@ -78,14 +87,16 @@ class TextFormat:
     @property
     def prompt(self) -> list[int]:
         """What stands before every caption; carries no loss."""
-        return [*([] if self.image_token_id is None else [self.image_token_id]), self.begin_id]
+        marks = [] if self.token_ids is None else [self.token_ids.media["image"]]
+        return [*marks, self.begin_id]
 
     def encode(self, text: str) -> tuple[list[int], list[int]]:
         """(ids, labels) of one caption."""
         room = self.max_tokens - len(self.prompt) - 1
         body = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        # A caption from the web may spell the mark; it must not ask for an image of its own.
-        body = [i for i in body if i != self.image_token_id][:room]
+        # A caption from the web may spell the marks; it must not ask for an image of its own.
+        marks = () if self.token_ids is None else self.token_ids.ordered
+        body = [i for i in body if i not in marks][:room]
         body = [*body, self.tokenizer.eos_token_id]
         return [*self.prompt, *body], [IGNORE] * len(self.prompt) + body
 
@@ -115,7 +126,7 @@ class ImageFormat:
 
 
 def collate(samples: list[RawSample], text: TextFormat, image: ImageFormat) -> Batch:
-    """Pairs -> Batch, one image a sample (M = 1)."""
+    """Pairs -> Batch, one image a sample (M = F = 1)."""
     encoded = [text.encode(s.text) for s in samples]
     width = max(len(ids) for ids, _ in encoded)
     input_ids = torch.full((len(samples), width), text.pad_id)
@@ -126,8 +137,14 @@ def collate(samples: list[RawSample], text: TextFormat, image: ImageFormat) -> B
         labels[row, : len(ids)] = torch.tensor(targets)
         attention_mask[row, : len(ids)] = True
     return Batch(
-        images=torch.stack([image.decode(s.image) for s in samples]).unsqueeze(1),
-        image_mask=torch.ones(len(samples), 1, dtype=torch.bool),
+        media=Media(
+            torch.arange(len(samples)).unsqueeze(1),
+            {
+                "image": MediaInput(
+                    torch.stack([image.decode(s.image) for s in samples]).unsqueeze(1)
+                )
+            },
+        ),
         input_ids=input_ids,
         attention_mask=attention_mask,
         labels=labels,

@@ -1,7 +1,5 @@
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from model.config import TowerConfig
 from model.contrastive import ContrastiveTowers
@@ -30,7 +28,7 @@ def test_the_loss_equals_a_naive_info_nce():
     images, ids, mask = batch()
     output = model(images, ids, mask)
     image, text = model.embed_images(images), model.embed_text(ids, mask)
-    scores = model.logit_scale.exp() * torch.stack(
+    scores = model.pairs.log_scale.exp() * torch.stack(
         [torch.stack([a @ b for b in text]) for a in image]
     )
     expected = 0.0
@@ -89,71 +87,3 @@ def test_a_text_longer_than_the_position_table_is_refused():
     long = torch.cat([ids, ids], 1), torch.cat([mask, mask], 1)
     with pytest.raises(ValueError, match="12 text tokens, but max_text_tokens = 6"):
         towers()(images, *long)
-
-
-def _one_rank(rank, port, queue):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    from model.experts import router_losses
-
-    model = towers().train()
-    part = [t[2 * rank : 2 * rank + 2] for t in batch()]
-    loss = model(*part).loss
-    loss.backward()
-    for parameter in model.parameters():
-        dist.all_reduce(parameter.grad)
-        parameter.grad /= 2
-    logits, mask = router_inputs()
-    rows = slice(0, 3) if rank == 0 else slice(3, 10)  # uneven on purpose
-    weight = torch.eye(4, requires_grad=True)
-    losses = torch.stack(router_losses(logits[rows] @ weight, mask[rows], 2))
-    losses.sum().backward()
-    losses = losses.detach()
-    for tensor in (losses, weight.grad):
-        dist.all_reduce(tensor)
-        tensor /= 2
-    if rank == 0:
-        gradients = {n: p.grad.numpy() for n, p in model.named_parameters()}
-        queue.put((loss.item(), gradients, losses.numpy(), weight.grad.numpy()))
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def router_inputs():
-    generator = torch.Generator().manual_seed(2)
-    return torch.randn(10, 4, generator=generator), torch.arange(10) != 6
-
-
-@pytest.mark.distributed
-def test_two_ranks_give_loss_and_gradients_of_the_joined_batch():
-    """InfoNCE, and the router losses over unevenly spread tokens: one start of two processes."""
-    import socket
-
-    from model.experts import router_losses
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = mp.get_context("spawn")
-    queue = context.Queue()
-    ranks = [context.Process(target=_one_rank, args=(r, port, queue)) for r in range(2)]
-    for process in ranks:
-        process.start()
-    loss, gradients, router, router_gradient = queue.get(timeout=120)
-    for process in ranks:
-        process.join(60)
-
-    model = towers().train()
-    reference = model(*batch()).loss
-    reference.backward()
-    assert loss == pytest.approx(reference.item(), abs=1e-6)
-    for name, parameter in model.named_parameters():
-        ours = torch.from_numpy(gradients[name])
-        torch.testing.assert_close(ours, parameter.grad, atol=1e-6, rtol=1e-4, msg=name)
-
-    logits, mask = router_inputs()
-    weight = torch.eye(4, requires_grad=True)
-    losses = torch.stack(router_losses(logits @ weight, mask, 2))
-    losses.sum().backward()
-    torch.testing.assert_close(torch.from_numpy(router), losses.detach())
-    torch.testing.assert_close(torch.from_numpy(router_gradient), weight.grad)

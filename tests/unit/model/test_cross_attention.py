@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from model.cross_attention import GatedCrossAttentionBlock, MaskedCrossAttention, media_mask
-from model.experts import DenseFeedForward
+from model.cross_attention import GatedCrossAttentionBlock, MaskedCrossAttention
+from model.feed_forward import DenseFeedForward
 
 
 def naive_cross_attention(module: MaskedCrossAttention, text, media, visible):
@@ -30,19 +30,6 @@ def naive_cross_attention(module: MaskedCrossAttention, text, media, visible):
     return output
 
 
-def test_a_token_sees_only_the_last_image_at_or_before_it():
-    is_media = torch.tensor([[0, 1, 0, 1, 0], [0, 0, 0, 0, 0], [1, 1, 0, 0, 0]], dtype=torch.bool)
-    expected = torch.zeros(3, 5, 2, dtype=torch.bool)
-    expected[0, 1:3, 0] = expected[0, 3:, 1] = True
-    expected[2, 0, 0] = expected[2, 1:, 1] = True
-    assert torch.equal(media_mask(is_media, 2), expected)
-
-
-def test_more_image_tokens_than_media_slots_raise_with_both_numbers():
-    with pytest.raises(ValueError, match="3 image tokens but only 2 media slots"):
-        media_mask(torch.ones(1, 3, dtype=torch.bool), 2)
-
-
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_cross_attention_equals_a_naive_float64_loop(seed):
     torch.manual_seed(seed)
@@ -52,7 +39,8 @@ def test_cross_attention_equals_a_naive_float64_loop(seed):
     visible = torch.rand(2, 6, 3) < 0.4
     expected = naive_cross_attention(module, text, media, visible)
     # 1e-12: both sides are float64, only the order of sums differs.
-    torch.testing.assert_close(module(text, media, visible), expected, atol=1e-12, rtol=0)
+    found = module(text, module.keys_values(media), visible)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
 
 
 def test_rows_that_see_nothing_are_exactly_zero_and_gradients_are_finite():
@@ -60,7 +48,7 @@ def test_rows_that_see_nothing_are_exactly_zero_and_gradients_are_finite():
     text = torch.randn(2, 4, 8, requires_grad=True)
     visible = torch.zeros(2, 4, 2, dtype=torch.bool)
     visible[0, 2:, 0] = True
-    output = module(text, torch.randn(2, 2, 3, 8), visible)
+    output = module(text, module.keys_values(torch.randn(2, 2, 3, 8)), visible)
     output.square().sum().backward()
     assert torch.equal(output[0, :2], torch.zeros(2, 8))
     assert torch.equal(output[1], torch.zeros(4, 8))
@@ -85,7 +73,7 @@ def test_open_gates_let_the_block_through():
     text, media = torch.randn(2, 4, 8), torch.randn(2, 1, 3, 6)
     visible = torch.ones(2, 4, 1, dtype=torch.bool)
     gate = torch.tanh(torch.tensor(1.0))
-    attended = text + gate * attention(text, media, visible)
+    attended = text + gate * attention(text, attention.keys_values(media), visible)
     expected = attended + gate * feed_forward(block.feed_forward_norm(attended))
     torch.testing.assert_close(block(text, media, visible), expected)
 
@@ -98,3 +86,15 @@ def test_fresh_queries_and_keys_give_logits_of_variance_one():
     key = attention.to_kv(normalised.flip(0))[:, :256].unflatten(-1, (4, 64))
     logits = torch.einsum("qnk,pnk->nqp", query, key) / 64**0.5
     assert logits.var().item() == pytest.approx(1.0, rel=0.1)
+
+
+def test_a_vector_gate_opens_channel_by_channel():
+    attention = MaskedCrossAttention(8, 6, num_heads=2, head_dim=4)
+    block = GatedCrossAttentionBlock(
+        attention, DenseFeedForward(8, 16), text_width=8, gate="vector"
+    )
+    text, media = torch.randn(2, 4, 8), torch.randn(2, 1, 3, 6)
+    with torch.no_grad():
+        block.attn_gate[3] = 1.0
+        differs = block(text, media, torch.ones(2, 4, 1, dtype=torch.bool)) != text
+    assert differs[..., 3].all() and not differs[..., :3].any() and not differs[..., 4:].any()

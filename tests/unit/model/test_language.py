@@ -11,9 +11,10 @@ from model.language import (
     find_decoder_layers,
     fused_layers,
     load_language,
-    load_tokenizer_files,
+    load_tokenizer,
+    plan_language,
 )
-from tests.unit.model.tiny import tiny_flamingo, tiny_language
+from tests.unit.model.tiny import FAMILIES, tiny_flamingo, tiny_language
 
 
 def save_tokenizer(folder, **special):
@@ -22,7 +23,7 @@ def save_tokenizer(folder, **special):
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
 
 
-@pytest.mark.parametrize("kind", ["llama", "opt", "gpt_neox"])
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_fusing_keeps_the_pretrained_key_names(kind):
     plain = set(tiny_language(kind).state_dict())
     model = tiny_flamingo(kind)
@@ -46,7 +47,10 @@ def test_a_first_layer_beyond_the_model_is_refused():
 def test_a_language_model_without_a_list_of_layers_is_refused():
     model = tiny_language()
     model.config.num_hidden_layers = 5
-    with pytest.raises(ValueError, match="has no ModuleList of 5 decoder layers"):
+    with pytest.raises(
+        ValueError,
+        match="has no list of 5 decoder layers; set language.layers_path to one of: model.layers .3.",
+    ):
         find_decoder_layers(model)
 
 
@@ -72,24 +76,24 @@ def test_a_folder_that_is_no_language_model_is_refused(tmp_path):
         load_language(str(tmp_path))
 
 
-def test_the_image_token_gets_the_first_id_behind_the_vocabulary(tmp_path):
+def test_new_tokens_get_the_first_ids_behind_the_vocabulary(tmp_path):
     save_tokenizer(tmp_path, eos_token="<eos>")
-    tokenizer = load_tokenizer_files(str(tmp_path))
-    assert tokenizer.convert_tokens_to_ids("<image>") == 4
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert tokenizer.convert_tokens_to_ids(["<|endofchunk|>", "<image>"]) == [4, 5]
     assert tokenizer.pad_token_id == tokenizer.eos_token_id == 1
     save_tokenizer(tmp_path, eos_token="<eos>", pad_token="<pad>")
-    assert load_tokenizer_files(str(tmp_path)).pad_token_id == 0
+    assert load_tokenizer(str(tmp_path)).pad_token_id == 0
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
     with pytest.raises(ValueError, match="cannot load a tokenizer from"):
-        load_tokenizer_files(str(tmp_path))
+        load_tokenizer(str(tmp_path))
 
 
 def test_a_tokenizer_without_an_end_of_text_token_is_refused(tmp_path):
     save_tokenizer(tmp_path, pad_token="<pad>")
     with pytest.raises(ValueError, match="has no end-of-text token"):
-        load_tokenizer_files(str(tmp_path))
+        load_tokenizer(str(tmp_path))
 
 
 def test_smollm2_without_its_package_says_what_to_install(monkeypatch):
@@ -101,3 +105,34 @@ def test_smollm2_without_its_package_says_what_to_install(monkeypatch):
 def test_sizes_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="image_size is not a multiple of patch_size: 64 and 7"):
         TowerConfig(patch_size=7)
+
+
+def test_a_layer_path_of_ones_own_is_taken_and_a_wrong_one_refused_by_name():
+    model = tiny_language()
+    assert find_decoder_layers(model, "model.layers") is model.model.layers
+    with pytest.raises(ValueError, match="layers_path = 'model.layer' is no list .*model.layers"):
+        find_decoder_layers(model, "model.layer")
+
+
+def test_a_plan_has_the_shapes_of_the_model_and_no_weights(tmp_path):
+    real = tiny_language("qwen3")
+    real.config.save_pretrained(tmp_path)
+    plan = plan_language(str(tmp_path))
+    assert {n: p.shape for n, p in plan.named_parameters()} == {
+        n: p.shape for n, p in real.named_parameters()
+    }
+    assert all(p.is_meta for p in plan.parameters())
+    values = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2}
+    assert plan_language("nowhere", values).config.hidden_size == 32
+
+
+@pytest.mark.parametrize("architecture", [None, {"model_type": "no_such_model"}])
+def test_a_plan_of_nothing_known_is_refused(tmp_path, architecture):
+    with pytest.raises(ValueError, match="cannot plan a causal language model .*architecture"):
+        plan_language(str(tmp_path), architecture)
+
+
+def test_a_gguf_file_is_named_by_its_path():
+    from model.language import _source
+
+    assert _source("folder/tiny.gguf") == ("folder", {"gguf_file": "tiny.gguf"})

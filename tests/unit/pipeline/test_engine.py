@@ -17,7 +17,7 @@ def test_precision_is_taken_as_told_and_auto_asks_the_hardware(monkeypatch):
 
 def test_divided_experts_get_the_names_of_the_undivided_model():
     gate, down, up = torch.randn(4, 6, 3), torch.randn(4, 3, 6), torch.randn(4, 6, 3)
-    block = "gated_blocks.1.feed_forward"
+    block = "gated_blocks.1.feed_forward.routed"
     found = engine._undivided_names(
         {
             f"{block}.router.gate.weight": torch.ones(4, 3),

@@ -1,11 +1,12 @@
 """A batch gives the same gradient however it is split; the control sees no image; towers must be there."""
 
-import copy
+from dataclasses import replace
 
 import pytest
 import torch
 
 from data_prep.errors import ConfigError
+from model.media import Media, MediaInput
 from pipeline.data.batch import Batch
 from pipeline.data.loader import HeldOut
 from pipeline.distributed import DistInfo
@@ -40,11 +41,10 @@ def batch(config, objective):
 
 
 def part(batch: Batch, rows: slice) -> Batch:
-    tensors = {
-        name: getattr(batch, name)[rows]
-        for name in ("images", "image_mask", "input_ids", "attention_mask", "labels")
-    }
-    return Batch(**tensors, keys=batch.keys[rows], texts=batch.texts[rows])
+    tensors = {n: getattr(batch, n)[rows] for n in ("input_ids", "attention_mask", "labels")}
+    images = batch.media.inputs["image"].data[rows]
+    media = Media(torch.arange(len(images)).unsqueeze(1), {"image": MediaInput(images)})
+    return Batch(media, **tensors, keys=batch.keys[rows], texts=batch.texts[rows])
 
 
 def gradients(objective, batches: list[Batch], tokens: int) -> dict[str, torch.Tensor]:
@@ -68,8 +68,8 @@ def test_any_split_of_a_batch_gives_the_same_gradient(objective, batch):
 
 
 def test_the_control_does_not_see_the_image(objective, batch):
-    other = copy.copy(batch)
-    object.__setattr__(other, "images", torch.randn_like(batch.images))
+    noise = MediaInput(torch.randn_like(batch.media.inputs["image"].data))
+    other = replace(batch, media=Media(batch.media.slots, {"image": noise}))
     with torch.no_grad():
         for zero_image, equal in ((True, True), (False, False)):
             one, two = (

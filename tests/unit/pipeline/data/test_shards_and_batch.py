@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from data_prep.errors import ConfigError
+from model.tokens import TokenIds
 from pipeline.batch_plan import BatchPlan
 from pipeline.config import DataConfig
 from pipeline.data.batch import IGNORE, ImageFormat, TextFormat, collate
@@ -27,7 +28,7 @@ def folder(tmp_path_factory):
 def formats(folder):
     reader = ShardReader(str(folder), "k")
     texts = [reader.read(n).text for n in range(len(reader))]
-    text = TextFormat(train_tokenizer(texts, 300), 300, 24)
+    text = TextFormat(train_tokenizer(texts, 300), TokenIds({"image": 300}), 24)
     return text, ImageFormat(64, (0.5,) * 3, (0.5,) * 3)
 
 
@@ -66,8 +67,10 @@ def test_batches_mask_marks_and_padding(formats):
     Image.new("RGB", (32, 48), (255, 0, 0)).save(buffer, "PNG")
     samples = [RawSample(buffer.getvalue(), t, "k") for t in ("a red star", "a large red star")]
     batch = collate(samples, text, image)
-    assert batch.images.shape == (2, 1, 3, 64, 64)
-    assert batch.images[0, 0, 0].min() == 1.0 and batch.images[0, 0, 1].max() == -1.0
+    pixels = batch.media.inputs["image"].data
+    assert pixels.shape == (2, 1, 3, 64, 64) and batch.media.slots.tolist() == [[0], [1]]
+    assert pixels[0, 0, 0].min() == 1.0 and pixels[0, 0, 1].max() == -1.0
+    assert (batch.zero_images().media.inputs["image"].data == 0).all()
     assert (batch.input_ids[:, 0] == 300).all() and (batch.labels[:, :2] == IGNORE).all()
     assert (batch.labels[~batch.attention_mask] == IGNORE).all()
     assert batch.num_target_tokens == int((batch.labels != IGNORE).sum())
@@ -82,8 +85,8 @@ def test_long_captions_are_cut_and_still_end(formats):
 
 def test_image_mark_in_a_caption_asks_for_no_image(formats):
     text, _ = formats
-    hostile = TextFormat(text.tokenizer, text.encode("red")[0][2], 24)
-    assert hostile.encode("red red")[0].count(hostile.image_token_id) == 1
+    hostile = TextFormat(text.tokenizer, TokenIds({"image": text.encode("red")[0][2]}), 24)
+    assert hostile.encode("red red")[0].count(hostile.token_ids.media["image"]) == 1
 
 
 def test_stream_does_not_depend_on_the_number_of_ranks(folder, formats):
@@ -113,4 +116,4 @@ def test_held_out_gives_every_rank_as_many_batches(folder, formats):
     assert [len(r) for r in ranks] == [2, 2, 2]
     keys = [k for r in ranks for b in r for k in b.keys]
     assert len(keys) == len(set(keys)) == 48
-    assert torch.is_tensor(ranks[0][0].images)
+    assert torch.is_tensor(ranks[0][0].media.slots)

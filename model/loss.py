@@ -1,0 +1,86 @@
+"""Cross entropy of a large vocabulary without ever holding all logits.
+
+Shape legend: X target tokens, H width, V vocabulary, J new tokens.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LOGITS_PER_CHUNK = 2**25
+Head = Callable[[Tensor, Tensor], Tensor]
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """Computes loss and gradient chunk by chunk in the forward; see `chunked_cross_entropy`."""
+
+    @staticmethod
+    def forward(
+        ctx, hidden_XH: Tensor, rows_JH: Tensor, targets_X: Tensor, head: Head, chunk: int
+    ) -> Tensor:
+        """Return the sum, fp32 scalar."""
+        wants = any(ctx.needs_input_grad)
+        total = torch.zeros((), dtype=_at_least_fp32(hidden_XH), device=hidden_XH.device)
+        grad_hidden = torch.zeros_like(hidden_XH) if wants else None
+        grad_rows = torch.zeros_like(rows_JH) if wants else None
+        for start in range(0, len(hidden_XH), chunk):
+            part = slice(start, start + chunk)
+            hidden = hidden_XH[part].detach().requires_grad_(wants)
+            rows = rows_JH.detach().requires_grad_(wants)
+            with torch.set_grad_enabled(wants):
+                logits = head(hidden, rows)
+                loss = F.cross_entropy(logits.to(total.dtype), targets_X[part], reduction="sum")
+            total += loss.detach()
+            if wants:
+                found = torch.autograd.grad(loss, [hidden, rows], allow_unused=True)
+                grad_hidden[part] = found[0]
+                if found[1] is not None:
+                    grad_rows += found[1]
+        if wants:
+            ctx.save_for_backward(grad_hidden, grad_rows)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple:
+        """Scale the gradients that the forward has computed."""
+        hidden, rows = ctx.saved_tensors
+        return hidden * grad.to(hidden.dtype), rows * grad.to(rows.dtype), None, None, None
+
+
+def chunked_cross_entropy(
+    hidden_XH: Tensor,
+    rows_JH: Tensor,
+    targets_X: Tensor,
+    head: Head,
+    *,
+    vocabulary: int,
+    logits_per_chunk: int = LOGITS_PER_CHUNK,
+) -> Tensor:
+    """Summed cross entropy of target tokens.
+
+    Holds the logits of one chunk at a time and multiplies with the head twice, not three times as
+    recomputation would: the gradient of a sum is known up to a factor as soon as its chunk is.
+    Beside the chunk it keeps one gradient of the size of the hidden states.
+
+    Args:
+        hidden_XH: hidden states that predict a target.
+        rows_JH: what else the head needs a gradient for: output rows of the new tokens.
+        targets_X: long.
+        head: ``([x, H], rows)`` to logits ``[x, V]``; its own weights are frozen.
+        vocabulary: V, to choose the chunk.
+        logits_per_chunk: elements of the largest block of logits.
+
+    Returns:
+        Scalar in fp32, or fp64 for fp64 hidden states; 0 with a zero gradient for X = 0.
+
+    Source: the idea of arXiv:2410.10989 (Liger). `torch.nn.functional.linear_cross_entropy` does it
+        for a head that is one matrix; here the head is whatever the language model says, and frozen.
+    """
+    chunk = max(1, logits_per_chunk // vocabulary)
+    return ChunkedCrossEntropy.apply(hidden_XH, rows_JH, targets_X, head, chunk)
+
+
+def _at_least_fp32(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
