@@ -92,6 +92,8 @@ class Flamingo(nn.Module):
         self.top_k = top_k
         self.jitter = jitter
         self.language_loss = language_loss
+        self.fused_layers = tuple(layers)
+        self.decoder_layers = tuple(decoder_layers)  # a tuple: they are parts of language already
         # Nothing is kept for backward below the first gated block.
         self._checkpointable = tuple(decoder_layers)[layers[0] :]
         self._fusion = Fusion(
@@ -224,10 +226,10 @@ class Flamingo(nn.Module):
             )
 
     def _context(
-        self, latents: Tensor, slots: Tensor, mask: Tensor, *, hide_media: bool = False
+        self, latents: Tensor, slots: Tensor, mask: Tensor | None, *, hide_media: bool = False
     ) -> FusionContext:
         real_tokens = None
-        if not mask.is_meta and self._probed and not bool(mask.all()):
+        if mask is not None and not mask.is_meta and self._probed and not bool(mask.all()):
             real_tokens = mask.flatten().nonzero().squeeze(1)
         return FusionContext(
             latents, slots, *self.new_tokens(), real_tokens=real_tokens, hide_media=hide_media

@@ -176,9 +176,8 @@ def put_weights(model: nn.Module, weights: dict[str, Tensor], source: object) ->
     Raises:
         ValueError: names or shapes are not those of the model; nothing is copied then.
     """
-    # By name and not by requires_grad: tokens that are not trained any more still have their value.
-    frozen = ("language.", "media_encoders.image.tower.")
-    own = {n: p for n, p in model.named_parameters() if not n.startswith(frozen)}
+    # New tokens that are not trained any more still take the value they had.
+    own = {n: p for n, p in model.named_parameters() if p.requires_grad or n in weights}
     problems = [f"{n} is missing" for n in sorted(set(own) - set(weights))]
     problems += [f"{n} is not in the model" for n in sorted(set(weights) - set(own))]
     for name in sorted(set(own) & set(weights)):

@@ -64,7 +64,8 @@ class NewTokens(nn.Module):
     def __init__(self, embedding: nn.Module, head: nn.Module, ids: TokenIds) -> None:
         super().__init__()
         self.ids = ids
-        self.scale = float(getattr(embedding, "embed_scale", 1.0))
+        scale = getattr(embedding, "embed_scale", 1.0)
+        self.scale = 1.0 if getattr(scale, "is_meta", False) else float(scale)
         tied = head is None or head.weight is embedding.weight
         self.weight = nn.Parameter(_mean_row(embedding.weight).repeat(len(ids.ordered), 1))
         self.head_weight = (

@@ -22,6 +22,8 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at a configuration without starting anything.")
 app.add_typer(config_app, name="config")
+model_app = typer.Typer(help="Look at a model without weights and without a GPU.")
+app.add_typer(model_app, name="model")
 
 Config = Annotated[str, typer.Argument(help="a preset (demo, openclipart, ...) or a YAML file")]
 Overrides = Annotated[
@@ -155,6 +157,36 @@ def diff(first: Config, second: Config) -> None:
             typer.echo(f"{key}: {one.get(key)!r} -> {two.get(key)!r}")
 
 
+@model_app.callback()
+def model() -> None:
+    """Look at a model without weights and without a GPU."""
+
+
+@model_app.command("show", epilog="Example: roseate model show flamingo_80b --svg model.svg")
+def show_model(
+    config: Config,
+    overrides: Overrides = None,
+    world_size: Annotated[
+        list[int] | None, typer.Option(help="GPUs, 8, 64 and 512 if not given; may be given again")
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="text tokens of a row")] = 256,
+    images: Annotated[int, typer.Option(help="images of a row")] = 1,
+    svg: Annotated[Path | None, typer.Option(help="also draw the model into this file")] = None,
+    json_path: Json = None,
+) -> None:
+    """Print parameters, FLOPs and activations of every part, and memory per GPU."""
+    from pipeline.model_command import WORLD_SIZES, format_summary, write_drawing
+    from pipeline.model_command import show_model as run_show
+
+    run = load_config(config, overrides or ())
+    plan, summary = run_show(run, world_size or WORLD_SIZES, num_tokens=tokens, num_images=images)
+    typer.echo(format_summary(summary))
+    if svg:
+        write_drawing(plan, Path(config).stem, svg)
+    if json_path:
+        _write(json.dumps(summary, indent=1), json_path)
+
+
 def main() -> None:
     """Entry point of the console script: ConfigError is exit code 2, DataBudgetError 3."""
     _quiet_libraries()
@@ -193,5 +225,9 @@ def _show(summary: dict, json_path: Path | None) -> None:
     text = json.dumps(summary, indent=1, default=str)
     typer.echo(text)
     if json_path:
-        json_path.parent.mkdir(parents=True, exist_ok=True)
-        json_path.write_text(text)
+        _write(text, json_path)
+
+
+def _write(text: str, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)

@@ -89,6 +89,15 @@ def check_run(config: RunConfig, world_size: int) -> None:
                 "set model.experts.backend=stacked, or engine.expert_parallel=1",
             )
         )
+    if has_experts and experts.capacity_factor is not None and parallel > 1:
+        problems.append(
+            Problem(
+                "model.experts.capacity_factor",
+                experts.capacity_factor,
+                f"experts divided over ranks (engine.expert_parallel={parallel}) lose no token",
+                "set model.experts.capacity_factor=null, or engine.expert_parallel=1",
+            )
+        )
     if has_experts and world_size % parallel:
         problems.append(
             Problem(

@@ -1,4 +1,4 @@
-"""One optimizer step with the experts divided over 1, 2 and 4 ranks: the same loss, gradient and clipped update.
+"""One step with the experts divided over 1, 2 and 4 ranks: the same loss, gradient and clipped update.
 
 The optimizer is plain gradient descent with a step of 1, so that what the weights lose is the clipped gradient.
 """

@@ -42,6 +42,7 @@ def test_every_strategy_merges_with_every_preset(preset, strategy):
         (["model.experts.backend=native"], 2, "engine.expert_parallel"),
         (["batch.global_size=96"], 3, "divides the number of processes"),
         (["engine.expert_parallel=8", "batch.global_size=256"], 8, "num_experts=4"),
+        (["model.experts.capacity_factor=1.5"], 2, "lose no token"),
         (["objective=contrastive"], 1, "batch.micro_size"),
     ],
 )
