@@ -9,6 +9,7 @@ assignments, R rows of a block.
 """
 
 from collections.abc import Iterator
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -65,12 +66,18 @@ class _LoopedExperts(torch.autograd.Function):
         num_rows, double_hidden = len(source_N), gate_up_EGH.shape[1]
         hidden_NG = tokens_XH.new_empty(num_rows if keep else 0, double_hidden)
         outputs_NH = tokens_XH.new_empty(num_rows, tokens_XH.shape[1])
-        for expert, rows in _blocks(counts):
+        for rows, spans in _blocks(counts):
             picked_RH = tokens_XH.index_select(0, source_N[rows])
-            out = hidden_NG[rows] if keep else None
-            gate_RF, up_RF = torch.mm(picked_RH, gate_up_EGH[expert].t(), out=out).chunk(2, dim=1)
+            hidden_RG = (
+                hidden_NG[rows] if keep else picked_RH.new_empty(len(picked_RH), double_hidden)
+            )
+            for expert, part in spans:
+                torch.mm(picked_RH[part], gate_up_EGH[expert].t(), out=hidden_RG[part])
+            gate_RF, up_RF = hidden_RG.chunk(2, dim=1)
             active_RF = F.silu(gate_RF).mul_(up_RF).mul_(weights_N1[rows])
-            torch.mm(active_RF, down_EHF[expert].t(), out=outputs_NH[rows])
+            outputs_RH = outputs_NH[rows]
+            for expert, part in spans:
+                torch.mm(active_RF[part], down_EHF[expert].t(), out=outputs_RH[part])
         outputs_NH[sum(counts) :] = 0
         ctx.counts = counts
         ctx.save_for_backward(
@@ -88,28 +95,34 @@ class _LoopedExperts(torch.autograd.Function):
         grad_tokens_NH = tokens_XH.new_empty(len(source_N), tokens_XH.shape[1])
         grad_weights_N1 = torch.zeros_like(weights_N1)
         grad_gate_up_EGH, grad_down_EHF = torch.empty_like(gate_up_EGH), torch.empty_like(down_EHF)
-        last = None
-        for expert, rows in _blocks(ctx.counts):
-            add, last = float(expert == last), expert
-            source_R, weights_R1 = source_N[rows], weights_N1[rows]
-            gate_RF, up_RF = hidden_NG[rows].chunk(2, dim=1)
+        begun: set[int] = set()
+        for rows, spans in _blocks(ctx.counts):
+            hidden_RG, weights_R1, source_R = hidden_NG[rows], weights_N1[rows], source_N[rows]
+            gate_RF, up_RF = hidden_RG.chunk(2, dim=1)
             grad_RH = grad_XH.index_select(0, source_R)
-            grad_active_RF = grad_RH @ down_EHF[expert]
+            grad_active_RF = grad_RH.new_empty(gate_RF.shape)
+            for expert, part in spans:
+                torch.mm(grad_RH[part], down_EHF[expert], out=grad_active_RF[part])
             silu_RF = F.silu(gate_RF)
             active_RF = silu_RF * up_RF
             grad_weights_N1[rows] = (grad_active_RF * active_RF).sum(
-                1, keepdim=True, dtype=grad_weights_N1.dtype
+                1, keepdim=True, dtype=weights_R1.dtype
             )
             active_RF.mul_(weights_R1)
-            _add_product(grad_down_EHF[expert], grad_RH.t(), active_RF, add)
             grad_active_RF.mul_(weights_R1)
-            grad_hidden_RG = torch.empty_like(hidden_NG[rows])
+            grad_hidden_RG = torch.empty_like(hidden_RG)
             torch.mul(grad_active_RF, silu_RF, out=grad_hidden_RG[:, hidden_width:])
             grad_active_RF.mul_(up_RF)
             grad_hidden_RG[:, :hidden_width] = torch.ops.aten.silu_backward(grad_active_RF, gate_RF)
             picked_RH = tokens_XH.index_select(0, source_R)
-            _add_product(grad_gate_up_EGH[expert], grad_hidden_RG.t(), picked_RH, add)
-            torch.mm(grad_hidden_RG, gate_up_EGH[expert], out=grad_tokens_NH[rows])
+            grad_tokens_RH = grad_tokens_NH[rows]
+            for expert, part in spans:
+                add = float(expert in begun)
+                begun.add(expert)
+                grad_RG = grad_hidden_RG[part]
+                _add_product(grad_down_EHF[expert], grad_RH[part].t(), active_RF[part], add)
+                _add_product(grad_gate_up_EGH[expert], grad_RG.t(), picked_RH[part], add)
+                torch.mm(grad_RG, gate_up_EGH[expert], out=grad_tokens_RH[part])
         grad_tokens_NH[sum(ctx.counts) :] = 0
         for expert, count in enumerate(ctx.counts):
             if count == 0:
@@ -120,13 +133,17 @@ class _LoopedExperts(torch.autograd.Function):
         return grad_tokens_XH, grad_weights_XK, grad_gate_up_EGH, grad_down_EHF, *[None] * 4
 
 
-def _blocks(counts: list[int]) -> Iterator[tuple[int, slice]]:
-    """Yield (expert, rows) of at most BLOCK_ROWS rows."""
-    start = 0
-    for expert, count in enumerate(counts):
-        for first in range(start, start + count, BLOCK_ROWS):
-            yield expert, slice(first, min(first + BLOCK_ROWS, start + count))
-        start += count
+def _blocks(counts: list[int]) -> Iterator[tuple[slice, list[tuple[int, slice]]]]:
+    """Yield the rows of each block, and which part of the block is each expert's."""
+    ends = list(accumulate(counts))
+    for first in range(0, ends[-1], BLOCK_ROWS):
+        last = min(first + BLOCK_ROWS, ends[-1])
+        spans = [
+            (expert, slice(max(end - count, first) - first, min(end, last) - first))
+            for expert, (count, end) in enumerate(zip(counts, ends, strict=True))
+            if max(end - count, first) < min(end, last)
+        ]
+        yield slice(first, last), spans
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor, keep: float) -> None:

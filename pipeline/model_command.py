@@ -100,7 +100,7 @@ def format_summary(summary: dict) -> str:
             parts.add_section()
         flops = (short_count(part[key]) for key in ("forward_flops", "backward_flops"))
         counts = (f"{part[key]:,}" for key in ("trainable", "frozen"))
-        parts.add_row(name, *counts, *flops, _gib(part["activation_bytes"], 3))
+        parts.add_row(name, *counts, *flops, _binary(part["activation_bytes"]))
     how = f"{summary['optimizer']}, {summary['dtype']}"
     memory = Table(title=f"memory per GPU, {how}, without activations and buffers")
     for name in ("ZeRO", "GPUs", *MEMORY):
@@ -110,7 +110,7 @@ def format_summary(summary: dict) -> str:
         if stage not in (None, row["stage"]):
             memory.add_section()
         stage = row["stage"]
-        sizes = (_gib(row[key], 2) for key in MEMORY)
+        sizes = (_binary(row[key]) for key in MEMORY)
         memory.add_row(str(stage), str(row["world_size"]), *sizes)
     console = Console(file=io.StringIO(), width=120, color_system=None)
     console.print(parts)
@@ -175,5 +175,6 @@ def _problem(config: ModelConfig, error: Exception) -> Problem:
     return Problem(key, value, rule, remedy if "; " in str(error) else f"change {key}")
 
 
-def _gib(size: float, digits: int) -> str:
-    return f"{size / 2**30:,.{digits}f} GiB"
+def _binary(size: float) -> str:
+    unit, power = ("GiB", 30) if size >= 2**30 else ("MiB", 20)
+    return f"{size / 2**power:,.2f} {unit}"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from model.contrastive_loss import ContrastiveHead, PairLoss
+from model.contrastive_loss import ContrastiveHead, PairLoss, UnitProjection
 
 FORMS = ["info_nce", "sigmoid"]
 
@@ -53,14 +53,30 @@ def test_loss_and_gradients_equal_a_naive_float64_loop(form, seed):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_rows_that_are_no_pair_change_nothing(form):
-    image, text = unit(5, 4, 0), unit(5, 4, 1)
+@pytest.mark.parametrize("other", [-1.0, float("nan"), float("inf")])
+def test_rows_that_are_no_pair_change_nothing(form, other):
+    torch.manual_seed(0)
+    head = ContrastiveHead(6, 7, 4, form)
+    latents, text = torch.randn(5, 2, 6), torch.randn(5, 7)
     valid = torch.tensor([True, False, True, True, False])
-    loss = PairLoss(form)
-    before = loss(image, text, valid, across_ranks=False)
-    image[1], text[4] = -image[0], text[2]
-    after = loss(image, text, valid, across_ranks=False)
-    assert torch.equal(before[0], after[0]) and torch.equal(before[1], after[1])
+
+    def run():
+        found = [latents.clone().requires_grad_(), text.clone().requires_grad_()]
+        head.zero_grad()
+        loss, accuracy = head(*found, valid, across_ranks=False)
+        loss.backward()
+        gradients = [t.grad.clone() for t in (*found, *head.parameters())]
+        return loss.detach(), accuracy, *gradients
+
+    before = run()
+    latents[1], text[4] = other, other
+    after = run()
+    assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
+    assert not after[2][~valid].any() and not after[3][~valid].any()
+    latents, text, valid = latents[valid], text[valid], None
+    alone = run()
+    for ours, expected in zip(after[:2] + after[4:], alone[:2] + alone[4:], strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -70,31 +86,93 @@ def test_without_any_pair_loss_and_gradients_are_zero(form):
     none = torch.zeros(3, dtype=torch.bool)
     loss, accuracy = head(latents, torch.randn(3, 7), none, across_ranks=False)
     loss.backward()
-    assert float(loss) == float(accuracy) == 0.0
+    assert loss.item() == accuracy.item() == 0.0
     for tensor in (latents, *head.parameters()):
         assert torch.equal(tensor.grad, torch.zeros_like(tensor))
 
 
-def test_accuracy_counts_both_directions():
-    image = torch.eye(3)
-    text = torch.stack([image[0], 0.9 * image[2], image[2]])
-    # Images: 0 and 2 find their text, 1 does not. Texts: 0 and 2 find their image, 1 does not.
-    _, accuracy = PairLoss("info_nce")(image, text, across_ranks=False)
-    assert float(accuracy) == pytest.approx(2 / 3)
+@pytest.mark.parametrize("form", FORMS)
+def test_weights_in_bf16_are_computed_with_in_fp32(form):
+    torch.manual_seed(0)
+    head = ContrastiveHead(6, 7, 4, form).bfloat16()
+    latents, text = torch.randn(4, 3, 6).bfloat16(), torch.randn(4, 7).bfloat16()
+    loss, _ = head(latents, text, across_ranks=False)
+    same = ContrastiveHead(6, 7, 4, form)
+    same.load_state_dict(head.state_dict())
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, same(latents.float(), text.float(), across_ranks=False)[0])
 
 
-def test_the_temperature_starts_as_published_and_is_bounded():
-    clip, siglip = PairLoss("info_nce"), PairLoss("sigmoid")
-    assert float(clip.log_scale.detach()) == pytest.approx(math.log(1 / 0.07))
-    assert float(siglip.log_scale.detach()) == pytest.approx(math.log(10))
-    assert float(siglip.bias.detach()) == -10.0
-    image, text = unit(4, 4, 0), unit(4, 4, 1)
+def test_a_projection_is_a_norm_a_matrix_and_length_1():
+    torch.manual_seed(0)
+    projection, norm = UnitProjection(6, 4), torch.nn.LayerNorm(6)
     with torch.no_grad():
-        values = []
-        for log_scale in (math.log(100.0), 50.0):
-            clip.log_scale.fill_(log_scale)
-            values.append(clip(image, text, across_ranks=False)[0])
-    assert torch.equal(*values)
+        norm.weight.normal_()
+        norm.bias.normal_()
+        projection.norm_weight.copy_(norm.weight)
+        projection.norm_bias.copy_(norm.bias)
+    features = torch.randn(3, 6)
+    expected = norm(features) @ projection.weight.T
+    expected = expected / expected.square().sum(-1, keepdim=True).sqrt()
+    torch.testing.assert_close(projection(features), expected)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_head_on_the_meta_device_gives_a_scalar(form):
+    with torch.device("meta"):
+        head = ContrastiveHead(6, 7, 4, form)
+        valid = torch.ones(3, dtype=torch.bool)
+        loss, accuracy = head(torch.randn(3, 2, 6), torch.randn(3, 7), valid, across_ranks=False)
+    assert loss.is_meta and accuracy.is_meta and loss.shape == accuracy.shape == ()
+
+
+def test_accuracy_counts_both_directions():
+    image = torch.eye(4)
+    text = torch.stack([image[0], 0.9 * image[2], image[2], image[1]])
+    valid = torch.tensor([True, True, True, False])
+    # Images: 0 and 2 find their text, 1 does not: all its scores are 0. Texts: 0 and 2 find their
+    # image, 1 does not. Text 3, the nearest to image 1, is no pair.
+    _, accuracy = PairLoss("info_nce")(image, text, valid, across_ranks=False)
+    assert accuracy.item() == pytest.approx(2 / 3)
+    text[1] = 0.1 * image[1]
+    _, accuracy = PairLoss("sigmoid")(image, text, valid, across_ranks=False)
+    assert accuracy.item() == 1.0
+    _, accuracy = PairLoss("sigmoid")(image, text, across_ranks=False)
+    assert accuracy.item() == pytest.approx(5 / 8)
+
+
+def test_the_temperature_starts_as_published():
+    clip, siglip = PairLoss("info_nce"), PairLoss("sigmoid")
+    assert clip.log_scale.item() == pytest.approx(math.log(1 / 0.07))
+    assert clip.bias is None
+    assert siglip.log_scale.item() == pytest.approx(math.log(10))
+    assert siglip.bias.item() == -10.0
+
+
+def test_only_the_softmax_form_bounds_its_scale_at_100():
+    image, text = unit(4, 4, 0), unit(4, 4, 1)
+    values = {}
+    for form in FORMS:
+        loss = PairLoss(form)
+        for scale in (100.0, 200.0):
+            loss.log_scale.data.fill_(math.log(scale))
+            values[form, scale] = loss(image, text, across_ranks=False)[0].item()
+    assert values["info_nce", 100.0] == values["info_nce", 200.0]
+    assert values["sigmoid", 100.0] != values["sigmoid", 200.0]
+
+
+def test_a_scale_beyond_its_bound_comes_back_but_goes_no_further():
+    image = unit(4, 4, 0)
+    loss = PairLoss("info_nce")
+    gradients = {}
+    for log_scale in (4.0, 5.0):
+        loss.log_scale.data.fill_(log_scale)
+        for name, text in (("right", image), ("wrong", -image)):
+            loss.zero_grad()
+            loss(image, text, across_ranks=False)[0].backward()
+            gradients[name, log_scale] = loss.log_scale.grad.item()
+    assert gradients["right", 4.0] < 0 < gradients["wrong", 4.0]
+    assert gradients["right", 5.0] == 0 < gradients["wrong", 5.0]
 
 
 def test_another_form_is_refused():
