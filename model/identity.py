@@ -19,12 +19,16 @@ def frozen_identity(path: str) -> str:
     returns is identified by its name and the bytes of its state.
 
     Raises:
-        ValueError: a folder without weight files.
+        ImportError: the package of a named tower is missing.
+        ValueError: a folder without weight files, a ``.gguf`` file that is not there, or a factory
+            that gives no encoder.
     """
     folder = Path(path)
     if is_factory(path):
         return f"factory {path} {_sha256_of_weights(call_factory(path))}"
     if path.endswith(".gguf"):
+        if not folder.is_file():
+            raise ValueError(f"no GGUF file at {path!r}; download it, or correct the path")
         return _sha256_of_files([folder])
     if path == SMOLLM2_135M:
         folder = smollm2_folder()
@@ -36,7 +40,10 @@ def frozen_identity(path: str) -> str:
         return f"hub id {path}"
     files = sorted(file for file in folder.glob("*") if file.suffix in WEIGHT_SUFFIXES)
     if not files:
-        raise ValueError(f"no weight file ({', '.join(WEIGHT_SUFFIXES)}) in {path!r}")
+        raise ValueError(
+            f"no weight file ({', '.join(WEIGHT_SUFFIXES)}) in {path!r}; save the model there, or "
+            "correct the path"
+        )
     return _sha256_of_files(files)
 
 
@@ -53,6 +60,6 @@ def _sha256_of_files(files: list[Path]) -> str:
 def _sha256_of_weights(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode())
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -1,15 +1,18 @@
 """The frozen image encoder: normalised pixels to patch features.
 
-Any transformers image model, or EfficientNet-Lite0, behind one interface. Called by `flamingo.py`.
-Shape legend: N images, S image side, P patches, D width.
+Any transformers image model, EfficientNet-Lite0, or what a factory returns, behind one interface.
+Called by `flamingo.py`. Shape legend: N images, S image side, T tokens, P patches, D width.
 """
 
 import importlib
-import json
+import inspect
 import logging
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +20,10 @@ from torch import Tensor, nn
 logger = logging.getLogger(__name__)
 
 EFFICIENTNET_LITE0 = "efficientnet_lite0"
+# Weights that a folder may lack, since patch features never pass them: a mask token stands for
+# hidden patches in pretraining only.
+UNUSED_WEIGHTS = ("pooler", "mask_token")
+HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 
 
 class VisionEncoder(nn.Module):
@@ -37,7 +44,7 @@ class VisionEncoder(nn.Module):
         num_patches: P.
 
     Raises:
-        ValueError: the backbone gives no features with a grid.
+        ValueError: the backbone cannot be run on images, or gives no features with a grid.
     """
 
     def __init__(
@@ -79,8 +86,8 @@ class VisionEncoder(nn.Module):
         Returns:
             ``[N, P, D]`` in the dtype of the backbone, without gradient.
         """
-        dtype = next(self.backbone.parameters()).dtype
         # Convolutions on a CPU and in half precision on a GPU are faster with the channels last.
+        dtype = _float_dtype(self.backbone)
         output = self.backbone(images.to(dtype, memory_format=torch.channels_last))
         features = output if torch.is_tensor(output) else output.last_hidden_state
         if features.dim() == 4:
@@ -103,25 +110,21 @@ class EfficientNetFeatures(nn.Module):
 class NaFlexPatches(nn.Module):
     """SigLIP 2 of any aspect ratio, given square images: cuts the patches that it wants itself."""
 
-    def __init__(self, network: nn.Module, patch_size: int) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.patch_size = patch_size
-
-    def feature_shape(self, image_size: int) -> torch.Size:
-        """Shape of the features of one image; the model cannot run without values to tell it."""
-        side = image_size // self.patch_size
-        return torch.Size([1, side * side, self.network.config.hidden_size])
 
     def forward(self, images: Tensor) -> object:
         """Return the model's output for ``[N, 3, S, S]``."""
-        side = images.shape[-1] // self.patch_size
+        patch_size = self.network.config.patch_size
+        side = images.shape[-1] // patch_size
         cut = images.unflatten(3, (side, -1)).unflatten(2, (side, -1))  # [N, 3, h, p, w, p]
         patches = cut.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
         return self.network(
             pixel_values=patches,
-            pixel_attention_mask=torch.ones_like(patches[..., 0], dtype=torch.long),
-            spatial_shapes=torch.tensor([[side, side]] * len(images)),
+            pixel_attention_mask=None,  # no patch is padding
+            # Read one by one while positions are resized: on the CPU, wherever the images are.
+            spatial_shapes=torch.tensor([[side, side]] * len(images), device="cpu"),
         )
 
 
@@ -136,29 +139,33 @@ def load_vision(path: str, *, dtype: torch.dtype = torch.float32) -> VisionEncod
 
     Raises:
         ImportError: the packages of ``efficientnet_lite0`` are missing.
-        ValueError: there is no image model at the path, it tells no image size, or its features
-            have no grid.
+        ValueError: there is no image model at the path, some of its weights are missing, it tells
+            no image size, its features have no grid, or a factory gives no encoder.
     """
     if path == EFFICIENTNET_LITE0:
         return _load_efficientnet_lite0().to(dtype)
     if is_factory(path):
         return call_factory(path).to(dtype)
-    from transformers import AutoModel
+    from transformers import AutoConfig
 
     try:
-        config = _vision_config(path)
-        keywords = {"config": config, "dtype": dtype}
-        try:
-            # A pooling head that the folder lacks would be drawn at random, and is never used.
-            backbone = AutoModel.from_pretrained(path, add_pooling_layer=False, **keywords)
-        except TypeError:
-            backbone = AutoModel.from_pretrained(path, **keywords)
-    except (OSError, ValueError) as error:
+        model_class, config, keywords = _image_tower(AutoConfig.from_pretrained(path))
+        with _quiet_load_report():
+            backbone, report = model_class.from_pretrained(
+                path,
+                config=config,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, by name
+                **keywords,
+            )
+    except Exception as error:  # OSError, ValueError, and several libraries' own
         raise ValueError(
-            f"cannot load a transformers image model from {path!r}: {error}; give its folder, "
-            "efficientnet_lite0, or a factory package.module:function"
+            f"cannot load a transformers image model from {path!r}: {shorten(str(error), 300)}; "
+            f"give its folder, {EFFICIENTNET_LITE0}, or a factory package.module:function"
         ) from error
-    return _encoder(backbone, path)
+    _check_weights(report, path, model_class.__name__)
+    return _encoder(backbone, path, _read_preprocessor(path))
 
 
 def plan_vision(path: str, architecture: dict | None = None) -> VisionEncoder:
@@ -169,27 +176,29 @@ def plan_vision(path: str, architecture: dict | None = None) -> VisionEncoder:
         architecture: a transformers config as a dict with ``model_type``, in place of the path's.
 
     Raises:
-        ValueError: no config of an image model.
+        ImportError: the packages of ``efficientnet_lite0`` are missing.
+        ValueError: no config of an image model, or it tells no image size.
     """
     if architecture is None and (path == EFFICIENTNET_LITE0 or is_factory(path)):
         return load_vision(path).to("meta")
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoConfig
 
     try:
         if architecture is None:
-            config = _vision_config(path)
+            config = AutoConfig.from_pretrained(path)
         else:
             values = dict(architecture)
             config = AutoConfig.for_model(values.pop("model_type", ""), **values)
-            config = getattr(config, "vision_config", config)
+        model_class, config, keywords = _image_tower(config)
         with torch.device("meta"):
-            backbone = AutoModel.from_config(config)
-    except (OSError, ValueError) as error:
+            backbone = model_class(config, **keywords)
+    except Exception as error:  # OSError, ValueError, and several libraries' own
         raise ValueError(
-            f"cannot plan an image model from {path!r}: {error}; give a folder with its "
-            "config.json, or its sizes in model.vision.architecture"
+            f"cannot plan an image model from {path!r}: {shorten(str(error), 300)}; give a folder "
+            "with its config.json, or its sizes in model.vision.architecture"
         ) from error
-    return _encoder(backbone, path)
+    known = architecture is None or Path(path).is_dir()
+    return _encoder(backbone, path, _read_preprocessor(path) if known else HALF)
 
 
 def is_factory(path: str) -> bool:
@@ -202,15 +211,15 @@ def call_factory(path: str) -> VisionEncoder:
     """Call the factory named by a path.
 
     Raises:
-        ValueError: it cannot be imported, or returns something else.
+        ValueError: it cannot be imported, fails, or returns something else.
     """
     module, _, function = path.partition(":")
     try:
         encoder = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever the module or the function raises
         raise ValueError(
-            f"vision factory {path!r} cannot be called: {error}; write package.module:function "
-            "of something that can be imported"
+            f"vision factory {path!r} cannot be called: {type(error).__name__}: {error}; write "
+            "package.module:function of something that can be imported and takes no arguments"
         ) from error
     if not isinstance(encoder, VisionEncoder):
         raise ValueError(
@@ -220,21 +229,60 @@ def call_factory(path: str) -> VisionEncoder:
     return encoder
 
 
-def _vision_config(path: str) -> object:
-    from transformers import AutoConfig
+def _image_tower(config) -> tuple:
+    """Class and config of the image tower, and what its constructor takes besides.
 
-    config = AutoConfig.from_pretrained(path)
-    return getattr(config, "vision_config", config)
+    Raises:
+        ValueError: transformers has no image model for this config.
+    """
+    from transformers import MODEL_MAPPING
+
+    tower = getattr(config, "vision_config", None)
+    # Where no class is registered for the tower alone (BLIP), the model around it is built too.
+    if type(tower) in MODEL_MAPPING:
+        config = tower
+    model_class = MODEL_MAPPING.get(type(config), None)
+    if not isinstance(model_class, type):
+        raise ValueError(f"transformers has no AutoModel of the type {config.model_type}")
+    takes = list(inspect.signature(model_class.forward).parameters)[1:]  # behind self
+    if tower is None and "pixel_values" not in takes:
+        raise ValueError(f"{model_class.__name__} takes {takes[0]}, not pixel_values")
+    if hasattr(config, "num_queries") or hasattr(config, "num_detection_tokens"):
+        raise ValueError(f"{model_class.__name__} gives objects that it detects, no patches")
+    # A pooling head is never used; one that the folder lacks would be drawn at random.
+    if hasattr(config, "vision_use_head"):
+        config.vision_use_head = False
+    pools = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
+    return model_class, config, {"add_pooling_layer": False} if pools else {}
 
 
-def _encoder(backbone: nn.Module, path: str) -> VisionEncoder:
-    config, preprocessor = backbone.config, _read_preprocessor(path)
+def _check_weights(report: dict, path: str, name: str) -> None:
+    """Refuse a tower of which transformers has drawn weights at random.
+
+    Raises:
+        ValueError: the folder lacks weights, or has some of another shape.
+    """
+    odd = [key for key, *_ in report["mismatched_keys"]]
+    odd += [k for k in report["missing_keys"] if not any(u in k for u in UNUSED_WEIGHTS)]
+    if odd:
+        raise ValueError(
+            f"{path!r} lacks {len(odd)} weights of {name}, or has them in another shape, e.g. "
+            f"{min(odd)}; save the image tower in a folder of its own (save_pretrained), give that"
+        )
+
+
+def _encoder(backbone: nn.Module, path: str, preprocessor: dict) -> VisionEncoder:
+    backbone = getattr(backbone, "vision_model", backbone)
+    config = backbone.config
     patch_size = _side(getattr(config, "patch_size", None))
-    image_size = _side(getattr(config, "image_size", None))
-    if image_size is None and getattr(config, "num_patches", None):
+    image_size = getattr(config, "image_size", None)
+    if config.model_type == "siglip2_vision_model":
         image_size = patch_size * math.isqrt(config.num_patches)
-        backbone = NaFlexPatches(backbone, patch_size)
-    image_size = image_size or _side(preprocessor.get("size"))
+        backbone = NaFlexPatches(backbone)
+    elif config.model_type == "dinov3_convnext":
+        # The grid as tokens, behind their mean; the first stage divides by 4, each other one by 2.
+        patch_size = 2 ** (len(config.hidden_sizes) + 1)
+    image_size = _side(image_size or preprocessor.get("crop_size") or preprocessor.get("size"))
     if image_size is None:
         raise ValueError(
             f"the vision model in {path!r} tells no image size, neither in config.json "
@@ -249,31 +297,46 @@ def _encoder(backbone: nn.Module, path: str) -> VisionEncoder:
     )
 
 
+def _float_dtype(module: nn.Module) -> torch.dtype:
+    floating = (p.dtype for p in module.parameters() if p.is_floating_point())
+    return next(floating, torch.float32)
+
+
 def _feature_shape(backbone: nn.Module, image_size: int) -> torch.Size:
-    """Shape of the features of one image, without running the weights: they may be divided by ZeRO-3."""
-    if isinstance(backbone, NaFlexPatches):
-        return backbone.feature_shape(image_size)
+    """Shape of the features of two images (one would not show a model that joins its batch).
+
+    Found without running the weights: they may be divided by ZeRO-3, large, or not there at all.
+
+    Raises:
+        ValueError: the backbone cannot be run on images, or gives something else.
+    """
     tensors = {
         name: torch.empty(getattr(t, "ds_shape", t.shape), dtype=t.dtype, device="meta")
         for name, t in (*backbone.named_parameters(), *backbone.named_buffers())
     }
-    dtype = next((p.dtype for p in backbone.parameters()), torch.float32)
-    blank = torch.empty(1, 3, image_size, image_size, dtype=dtype, device="meta")
+    blank = torch.empty(2, 3, image_size, image_size, dtype=_float_dtype(backbone), device="meta")
+    name = type(backbone).__name__
     with torch.no_grad():
         try:
             output = torch.func.functional_call(backbone, tensors, (blank,))
-        except (TypeError, ValueError, RuntimeError) as error:
+        except Exception as error:  # whatever a stranger's forward pass raises
             raise ValueError(
-                f"{type(backbone).__name__} cannot be run on images [1, 3, {image_size}, "
-                f"{image_size}]: {error}; give an image model"
+                f"{name} cannot be run on images {list(blank.shape)} of the meta device: {error}; "
+                "give an image model, or a factory that returns a VisionEncoder around it"
             ) from error
     features = output if torch.is_tensor(output) else getattr(output, "last_hidden_state", None)
-    if features is None or features.dim() not in (3, 4):
+    if not torch.is_tensor(features) or features.dim() not in (3, 4):
         raise ValueError(
-            f"{type(backbone).__name__} gives no patch features (last_hidden_state of 3 or 4 "
-            "dimensions); give an encoder without its classifier"
+            f"{name} gives no patch features (last_hidden_state of 3 or 4 dimensions); give an "
+            "encoder without its classifier"
         )
-    return features.shape
+    shape = features.shape
+    if shape[0] != len(blank) or (len(shape) == 4 and shape[2] != shape[3]):
+        raise ValueError(
+            f"{name} gives features of shape {list(shape)} for {len(blank)} images, not "
+            "[2, tokens, width] or [2, width, h, h]; give a factory that returns a VisionEncoder"
+        )
+    return shape
 
 
 def _prefix_tokens(
@@ -316,11 +379,31 @@ def _load_efficientnet_lite0() -> VisionEncoder:
 
 
 def _read_preprocessor(path: str) -> dict:
-    file = Path(path) / "preprocessor_config.json"
-    found = json.loads(file.read_text()) if file.is_file() else {}
+    """What preprocessor_config.json says, in the folder or on the hub; 0.5 where it does not."""
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    try:
+        found, _ = ImageProcessingMixin.get_image_processor_dict(path)
+    except OSError:
+        found = {}
     if "image_mean" not in found:
-        logger.warning("%s has no image_mean; normalising with mean 0.5 and std 0.5", file)
-    return {"image_mean": [0.5] * 3, "image_std": [0.5] * 3} | found
+        logger.warning(
+            "%s has no preprocessor_config.json with image_mean; normalising with mean and std 0.5",
+            path,
+        )
+    return HALF | found
+
+
+@contextmanager
+def _quiet_load_report() -> Iterator[None]:
+    """Keep transformers from listing every weight of the text tower, which nobody asked for."""
+    talkative = logging.getLogger("transformers.modeling_utils")
+    level = talkative.level
+    talkative.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        talkative.setLevel(level)
 
 
 def _side(size: object) -> int | None:

@@ -1,4 +1,4 @@
-"""A contrastive head over ranks: what comes out of the joined batch, for every spread of the pairs."""
+"""Head and towers over ranks give what the joined batch gives, for every spread of the pairs."""
 
 import pytest
 import torch
@@ -38,6 +38,16 @@ def loss_and_gradients(form, spread, part, *, across_ranks):
     return [loss.detach(), accuracy, *(p.grad for p in head.parameters())]
 
 
+def tower_gradients(part):
+    """In training mode the towers join the ranks by themselves."""
+    from tests.unit.model.test_contrastive import batch, towers  # loads transformers
+
+    model = towers().train()
+    loss = model(*(t[part] for t in batch(6))).loss
+    loss.backward()
+    return [loss.detach(), *(p.grad for p in model.parameters())]
+
+
 def zero3_step(form, part):
     """The weights after one step of DeepSpeed at a rate of 1, with all of them divided."""
     import deepspeed
@@ -45,6 +55,7 @@ def zero3_step(form, part):
     head, latents, text = head_and_batch(form)
     config = {
         "train_batch_size": 2,
+        "gradient_clipping": 0.0,
         "zero_allow_untested_optimizer": True,
         "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
     }
@@ -66,6 +77,7 @@ def on_rank(info):
         tensors = loss_and_gradients(*case, part, across_ranks=True)
         found[case] = [t.tolist() for t in tensors]
     if info.world_size == 2:
+        found["towers"] = [t.tolist() for t in tower_gradients(part)]
         found["zero3"] = {form: zero3_step(form, part) for form in FORMS}
     rows = torch.full((1, 2), float(info.rank), requires_grad=True)
     joined = gather_rows(rows)
@@ -80,20 +92,26 @@ def test_the_mean_over_ranks_is_the_joined_batch(processes):
     ranks = run_processes(on_rank, processes)
     for case in CASES:
         expected = loss_and_gradients(*case, slice(0, 6), across_ranks=False)
-        for place, tensor in enumerate(expected):
-            found = torch.stack([torch.tensor(rank[case][place]) for rank in ranks])
-            where = f"{case}, place {place}"
-            close = {"atol": 1e-6, "rtol": 1e-5, "msg": lambda m, w=where: f"{w}: {m}"}
-            torch.testing.assert_close(found.mean(0), tensor, **close)
-            if place < 2:
-                assert found.unique().numel() == 1, f"{where}: the same number on every rank"
+        check_means([rank[case] for rank in ranks], expected, case)
+        for place in (0, 1):
+            assert len({rank[case][place] for rank in ranks}) == 1, f"{case}: one loss for all"
     for rank in ranks:
         joined, taken, given = rank["rows"]
         assert joined == [[float(r)] * 2 for r in range(processes)]
         assert taken == [[float(processes)] * 2]
         assert given == [[1.0] * 2] * processes, "what autograd handed in is left as it was"
     if processes == 2:
+        check_means([rank["towers"] for rank in ranks], tower_gradients(slice(0, 6)), "towers")
         check_zero3_steps(ranks)
+
+
+def check_means(ranks, expected, name):
+    for place, tensor in enumerate(expected):
+        found = torch.stack([torch.tensor(rank[place]) for rank in ranks]).mean(0)
+        where = f"{name}, place {place}"
+        torch.testing.assert_close(
+            found, tensor, atol=1e-6, rtol=1e-5, msg=lambda m, w=where: f"{w}: {m}"
+        )
 
 
 def check_zero3_steps(ranks):

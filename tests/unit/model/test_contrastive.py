@@ -39,6 +39,19 @@ def test_the_loss_equals_a_naive_info_nce():
     assert 0 <= float(output.accuracy) <= 1
 
 
+def test_the_sigmoid_form_equals_its_formula():
+    torch.manual_seed(0)
+    model = ContrastiveTowers(TOWER, vocab_size=20, form="sigmoid")
+    images, ids, mask = batch()
+    image, text = model.embed_images(images), model.embed_text(ids, mask)
+    expected = 0.0
+    for i in range(4):
+        for j in range(4):
+            score = 10 * image[i] @ text[j] - 10
+            expected -= torch.sigmoid(score if i == j else -score).log()
+    torch.testing.assert_close(model(images, ids, mask).loss, expected / 4, atol=1e-5, rtol=1e-5)
+
+
 def test_padding_tokens_do_not_matter():
     model = towers().eval()
     _, ids, mask = batch()
