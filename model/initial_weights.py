@@ -1,7 +1,8 @@
 """Trained weights to begin with: of another run of ours, dense or not, or of open_flamingo.
 
-open_flamingo's checkpoints (v2) hold the trained parts alone, under names of their own; a dense run of ours
-can go on with experts. Both come down to a dictionary of our names, which must fit the model.
+open_flamingo's checkpoints (v2) hold the trained parts alone, under names of their own; a dense
+run of ours can go on with experts. Both come down to a dictionary of our names, which must fit the
+model.
 """
 
 import re
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from model.experts import MixtureFeedForward, upcycled
+from model.feed_forward import DenseFeedForward
 from model.flamingo import Flamingo
 from model.tokens import whole
 
@@ -63,33 +65,39 @@ def read_weights(path: str) -> dict[str, Tensor]:
     """Read a dictionary of tensors on the CPU.
 
     Raises:
-        ValueError: there is none at the path.
+        ValueError: there is none at the path, or it cannot be read.
     """
     file = Path(path)
     if file.is_dir():
         file = file / "weights.safetensors"
+    remedy = "give a checkpoint folder (step_...), its weights.safetensors, or an open_flamingo .pt"
     if not file.is_file():
-        raise ValueError(
-            f"model.init_from = {path!r}: there is no {file}; give a checkpoint folder "
-            "(step_...), its weights.safetensors, or an open_flamingo .pt file"
-        )
-    if file.suffix == ".safetensors":
-        from safetensors.torch import load_file
+        raise ValueError(f"model.init_from = {path!r}: there is no {file}; {remedy} file")
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
 
-        return load_file(file)
-    found = torch.load(file, map_location="cpu", weights_only=True)
-    found = found.get("model_state_dict", found)
+            return load_file(file)
+        found = torch.load(file, map_location="cpu", weights_only=True)
+        found = found.get("model_state_dict", found)
+    except Exception as error:  # both readers raise whatever the bytes lead them to
+        raise ValueError(
+            f"model.init_from = {path!r}: {file} holds no weights "
+            f"({type(error).__name__}: {error}); {remedy} file"
+        ) from error
     return {name.removeprefix("module."): value for name, value in found.items()}
 
 
 def from_open_flamingo(weights: dict[str, Tensor], model: Flamingo) -> dict[str, Tensor]:
     """Rename the tensors of an open_flamingo checkpoint (v2) to the parts of this model.
 
-    The n-th layer with a ``gated_cross_attn_layer`` becomes our n-th gated block. New tokens are
-    the last rows of its embedding: end of chunk, image, and perhaps a pad token, which is left out.
+    The n-th layer with a ``gated_cross_attn_layer`` becomes our n-th gated block. The rows of the
+    new tokens are taken from its embedding, unless that was frozen and is not in the checkpoint.
 
     Raises:
-        ValueError: a tensor of a trained part has a name that is not in the key map.
+        ValueError: a tensor of a trained part has a name that is not in the key map; or what no
+            name or shape would tell: the blocks stand before other layers than the model's, a
+            feed-forward is not gelu, or the embedding ends before the new tokens.
     """
     renamed: dict[str, Tensor] = {}
     unknown: list[str] = []
@@ -116,24 +124,52 @@ def from_open_flamingo(weights: dict[str, Tensor], model: Flamingo) -> dict[str,
             f"{len(unknown)} tensors are not in the key map of open_flamingo v2, first "
             f"{unknown[0]!r}; only checkpoints of its v2 can be read"
         )
+    _check_design(layers, model)
     return renamed | _new_rows(weights, model)
 
 
+def _check_design(layers: list[int], model: Flamingo) -> None:
+    """Refuse what would load without a word and compute something else."""
+    if layers and tuple(layers) != model.fused_layers:
+        theirs, ours = (", ".join(map(str, found)) for found in (layers, model.fused_layers))
+        raise ValueError(
+            f"the gated blocks of the checkpoint stand before the language layers {theirs}, those "
+            f"of the model before {ours}; set model.cross_attention.first_layer = {layers[0]} and "
+            f"model.cross_attention.every = {layers[0] + 1}, with the same language model"
+        )
+    for part, section in ((PERCEIVER, "resampler"), ("gated_blocks", "cross_attention")):
+        for module in model.get_submodule(part).modules():
+            if isinstance(module, DenseFeedForward) and module.form != "gelu":
+                raise ValueError(
+                    f"the feed-forwards of open_flamingo are gelu, those of the model "
+                    f"{module.form}; set model.{section}.feed_forward = gelu"
+                )
+
+
 def _new_rows(weights: dict[str, Tensor], model: Flamingo) -> dict[str, Tensor]:
-    """Rows of end of chunk and image, which stand behind the frozen vocabulary."""
-    known = model.language.config.get_text_config().vocab_size
+    """Rows of end of chunk and image, at their ids: open_flamingo gives them the same.
+
+    They are not behind the frozen vocabulary: its embedding ends with the tokenizer, ours may go on
+    with rows that no token has.
+    """
     rows = {}
-    for endings, name, count in (
-        (EMBEDDINGS, "new_tokens.weight", len(model.token_ids.ordered)),
-        (HEADS, "new_tokens.head_weight", len(model.token_ids.text)),
+    for endings, name, ids in (
+        (EMBEDDINGS, "new_tokens.weight", model.token_ids.ordered),
+        (HEADS, "new_tokens.head_weight", model.token_ids.text),
     ):
-        found = [v for n, v in weights.items() if n.endswith(endings)]
         if name.endswith("head_weight") and model.new_tokens.head_weight is None:
             continue
-        if found and len(found[0]) >= known + count:
-            rows[name] = found[0][known : known + count].clone()
-        else:
+        found = [n for n in weights if n.endswith(endings)]
+        if not found:
             rows[name] = model.get_parameter(name).detach().clone()
+        elif len(weights[found[0]]) <= max(ids):
+            raise ValueError(
+                f"{found[0]} has {len(weights[found[0]])} rows, but the new tokens have the ids "
+                f"{', '.join(map(str, ids))}; set model.language.path to the language model that "
+                "the checkpoint was trained with"
+            )
+        else:
+            rows[name] = weights[found[0]][list(ids)]
     return rows
 
 

@@ -1,6 +1,7 @@
 """Run a function on N gloo processes and hand back what each returned."""
 
 import os
+import time
 import traceback
 from collections.abc import Callable
 
@@ -13,7 +14,7 @@ def run_processes(function: Callable, processes: int, *arguments: object) -> lis
     """`function(info, *arguments)` on every rank; the results by rank.
 
     Raises:
-        RuntimeError: with the traceback of the first rank that failed.
+        RuntimeError: with the traceback of the first rank that failed, or its exit code.
     """
     context = mp.get_context("spawn")
     queue = context.SimpleQueue()
@@ -27,6 +28,7 @@ def run_processes(function: Callable, processes: int, *arguments: object) -> lis
     try:
         results: dict[int, object] = {}
         for _ in range(processes):
+            _wait(queue, group)
             rank, failure, value = queue.get()
             if failure:
                 raise RuntimeError(f"rank {rank}:\n{failure}")
@@ -37,6 +39,15 @@ def run_processes(function: Callable, processes: int, *arguments: object) -> lis
             process.join(timeout=20)
             if process.is_alive():
                 process.kill()
+
+
+def _wait(queue, group) -> None:
+    """Wait for a result; a process that died before it could tell anything is an error at once."""
+    while queue.empty():
+        dead = [(r, p.exitcode) for r, p in enumerate(group) if p.exitcode]
+        if dead and queue.empty():
+            raise RuntimeError(f"rank {dead[0][0]} ended with exit code {dead[0][1]}")
+        time.sleep(0.02)
 
 
 def _enter(rank, processes, port, function, arguments, queue) -> None:

@@ -1,10 +1,13 @@
-"""Our blocks against independent ones: transformers' IDEFICS, and open_flamingo's formulas in float64."""
+"""Our blocks against transformers' IDEFICS, and open_flamingo's formulas in float64."""
 
 import pytest
 import torch
 from torch import nn
 from transformers import IdeficsConfig
-from transformers.models.idefics.modeling_idefics import IdeficsGatedCrossAttentionLayer
+from transformers.models.idefics.modeling_idefics import (
+    IdeficsGatedCrossAttentionLayer,
+    IdeficsModel,
+)
 from transformers.models.idefics.perceiver import IdeficsPerceiverResampler
 
 from model.cross_attention import GatedCrossAttentionBlock, MaskedCrossAttention
@@ -22,7 +25,7 @@ def idefics_config(**settings):
         hidden_size=WIDTH,
         intermediate_size=40,
         num_attention_heads=HEADS,
-        vision_config={"embed_dim": MEDIA},
+        vision_config={"embed_dim": MEDIA} | settings.pop("vision", {}),
         perceiver_config={"qk_layer_norms_perceiver": settings.pop("qk_perceiver", False)},
         alpha_initializer="ones",
         **settings,
@@ -61,7 +64,7 @@ def copy_over(pairs):
 
 
 @pytest.mark.parametrize("qk_norm", [False, True])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_resampler_equals_that_of_idefics(qk_norm, seed):
     torch.manual_seed(seed)
     config = idefics_config(qk_perceiver=qk_norm)
@@ -102,7 +105,7 @@ def test_the_resampler_equals_that_of_idefics(qk_norm, seed):
 
 @pytest.mark.parametrize("gate", ["scalar", "vector"])
 @pytest.mark.parametrize("qk_norm", [False, True])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_gated_block_equals_that_of_idefics(gate, qk_norm, seed):
     torch.manual_seed(seed)
     alpha = {"scalar": "float", "vector": "vector"}[gate]
@@ -151,6 +154,30 @@ def test_the_gated_block_equals_that_of_idefics(gate, qk_norm, seed):
     assert_same(found, expected, pairs, [text, media], [text_copy, media_copy])
 
 
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_blocks_stand_where_a_forward_of_idefics_runs_them(every):
+    config = idefics_config(
+        num_hidden_layers=6, vocab_size=20, additional_vocab_size=0, pad_token_id=0,
+        cross_layer_interval=every, use_resampler=False,
+        vision={"image_size": 16, "patch_size": 8, "num_hidden_layers": 1,
+                "num_attention_heads": 2, "intermediate_size": 16},
+    )  # fmt: skip
+    model = IdeficsModel(config).eval()
+    order = []
+    for layer in model.layers:
+        layer.register_forward_hook(lambda *_: order.append("layer"))
+    for block in model.gated_cross_attn_layers:
+        block.register_forward_hook(lambda *_: order.append("block"))
+    model(
+        input_ids=torch.tensor([[1, 5, 6]]),
+        image_encoder_embeddings=torch.randn(1, 1, LATENTS, MEDIA),
+        image_attention_mask=torch.ones(1, 3, 1),
+        use_cache=False,
+    )
+    stands = [order[:i].count("layer") for i, name in enumerate(order) if name == "block"]
+    assert fused_layers(6, first_layer=0, every=every) == stands
+
+
 def test_blocks_stand_where_idefics_and_open_flamingo_put_them():
     for layers in (24, 32, 33):
         for every in (1, 2, 4, 7):
@@ -183,6 +210,17 @@ def attend(query, key, value, heads, mask=None):
     ).flatten(2)
 
 
+def assert_same_gradients(found, expected, tensors):
+    """In float64, of a random projection."""
+    weight = torch.randn_like(found)
+    one, two = (
+        torch.autograd.grad((t * weight).sum(), tensors, retain_graph=True)
+        for t in (found, expected)
+    )
+    for ours, reference in zip(one, two, strict=True):
+        torch.testing.assert_close(ours, reference, atol=1e-9, rtol=1e-9)
+
+
 @pytest.mark.parametrize("frames", [1, 3])
 def test_the_resampler_equals_open_flamingos_formulas(frames):
     torch.manual_seed(frames)
@@ -190,7 +228,7 @@ def test_the_resampler_equals_open_flamingos_formulas(frames):
         MEDIA, depth=2, num_latents=LATENTS, num_heads=3, head_dim=8, ff_mult=4, max_frames=3
     ).double()
     shake(ours)
-    features = torch.randn(2, frames, 4, MEDIA, dtype=torch.float64)
+    features = torch.randn(2, frames, 4, MEDIA, dtype=torch.float64, requires_grad=True)
     x = (features + ours.frames[:frames, None]).flatten(1, 2)
     latents = ours.latents.repeat(2, 1, 1)
     for layer in ours.layers:
@@ -202,7 +240,10 @@ def test_the_resampler_equals_open_flamingos_formulas(frames):
         latents = mix(weights) @ mine.to_out.weight.T + latents
         hidden = layer_norm(latents, layer.feed_forward_norm) @ layer.feed_forward.up_proj.weight.T
         latents = gelu(hidden) @ layer.feed_forward.down_proj.weight.T + latents
-    torch.testing.assert_close(ours(features), layer_norm(latents, ours.norm), atol=1e-10, rtol=0)
+    expected = layer_norm(latents, ours.norm)
+    found = ours(features)
+    torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
+    assert_same_gradients(found, expected, [features, *ours.parameters()])
 
 
 @pytest.mark.parametrize("rule", ["latest", "all_previous"])
@@ -225,18 +266,49 @@ def test_the_gated_block_equals_open_flamingos_formulas(rule):
     query = layer_norm(text, attention.norm) @ attention.to_q.weight.T
     key, value = (media.flatten(1, 2) @ attention.to_kv.weight.T).chunk(2, -1)
     weights, mix = attend(query, key, value, HEADS, mask)
-    # open_flamingo does this in the first mode alone; in the other, text before the first image would
-    # attend to all images evenly. We show it nothing in both.
+    # open_flamingo does this in the first mode alone; in the other, text before the first image
+    # would attend to all images evenly. We show it nothing in both.
     weights = weights.masked_fill((text_time == 0)[:, None, :, None], 0.0)
     hidden = mix(weights) @ attention.to_out.weight.T * ours.attn_gate.tanh() + text
     update = gelu(layer_norm(hidden, ours.feed_forward_norm) @ feed_forward.up_proj.weight.T)
     expected = update @ feed_forward.down_proj.weight.T * ours.ff_gate.tanh() + hidden
     found = ours(text, media, media_mask(is_media, slots, attend=rule))
     torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
-    tensors = [text, media, *ours.parameters()]
-    one, two = (torch.autograd.grad(t.square().sum(), tensors) for t in (found, expected))
-    for ours_gradient, reference in zip(one, two, strict=True):
-        torch.testing.assert_close(ours_gradient, reference, atol=1e-9, rtol=1e-9)
+    assert_same_gradients(found, expected, [text, media, *ours.parameters()])
+
+
+def test_open_flamingo_shows_strangers_where_we_show_nothing_or_raise():
+    torch.manual_seed(8)
+    attention = MaskedCrossAttention(WIDTH, MEDIA, num_heads=HEADS, head_dim=8).double()
+    text = torch.randn(1, 4, WIDTH, dtype=torch.float64)
+    media = torch.randn(1, 2, LATENTS, MEDIA, dtype=torch.float64)
+    query = layer_norm(text, attention.norm) @ attention.to_q.weight.T
+    key, value = (media.flatten(1, 2) @ attention.to_kv.weight.T).chunk(2, -1)
+    mean = value.mean(1) @ attention.to_out.weight.T
+    slots = torch.tensor([[0, 1]])
+
+    def theirs(is_media, compare):
+        text_time = is_media.cumsum(1)
+        mask = compare(text_time.unsqueeze(-1), torch.arange(1, 3).repeat_interleave(LATENTS))
+        weights, mix = attend(query, key, value, HEADS, mask)
+        if compare is torch.eq:
+            weights = weights.masked_fill((text_time == 0)[:, None, :, None], 0.0)
+        return mix(weights) @ attention.to_out.weight.T
+
+    # Text before the first image, where all_previous ("ge") gives it the mean of all images.
+    late = torch.tensor([[False, False, True, True]])
+    torch.testing.assert_close(theirs(late, torch.ge)[0, :2], mean.expand(2, -1))
+    ours = attention(
+        text, attention.keys_values(media), media_mask(late, slots, attend="all_previous")
+    )
+    assert not ours[0, :2].any()
+    torch.testing.assert_close(ours[0, 2:], theirs(late, torch.ge)[0, 2:], atol=1e-10, rtol=0)
+    # A third image token without an image, where the default ("eq") gives the mean as well.
+    many = torch.tensor([[True, True, True, False]])
+    torch.testing.assert_close(theirs(many, torch.eq)[0, 2:], mean.expand(2, -1))
+    for rule in ("latest", "all_previous"):
+        with pytest.raises(ValueError, match="row 0 has 3 media tokens but 2 media"):
+            media_mask(many, slots, attend=rule)
 
 
 def test_squared_relu_is_flamingos_feed_forward():
