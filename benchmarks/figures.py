@@ -1,0 +1,141 @@
+"""What the benchmarks share: pairs of measurements, figures with goals, and how they are written.
+
+A figure compares ours with a peer, measured in turn in one run, so that a machine that is busy for a
+while slows both down. Every figure is of the kind where less is better, and every goal is the most
+that ours / peer may be.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One comparison.
+
+    Attributes:
+        figure: what was measured.
+        ours: median.
+        peer: median.
+        unit: of both.
+        ratio: median over the pairs of ours / peer.
+        spread: distance between the quartiles of these ratios.
+        goal: largest ratio that is good enough; None where a figure is there to be known.
+        met: whether it is; None without a goal.
+    """
+
+    figure: str
+    ours: float
+    peer: float
+    unit: str
+    ratio: float
+    spread: float
+    goal: float | None
+    met: bool | None
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Measurements in turn: ``ours[i]`` and ``peer[i]`` belong together."""
+
+    ours: list[float]
+    peer: list[float]
+
+    def figure(self, name: str, unit: str, goal: float | None = None) -> Figure:
+        """Sum up by medians."""
+        ratios = [ours / peer for ours, peer in zip(self.ours, self.peer, strict=True)]
+        ratio, spread = statistics.median(ratios), 0.0
+        if len(ratios) > 1:
+            low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
+            spread = high - low
+        met = None if goal is None else ratio <= goal
+        ours, peer = statistics.median(self.ours), statistics.median(self.peer)
+        return Figure(name, ours, peer, unit, ratio, spread, goal, met)
+
+
+def paired(ours: Callable[[], float], peer: Callable[[], float], pairs: int) -> Pairs:
+    """Measure in turn, after one measurement of each that does not count.
+
+    Args:
+        ours: returns one measurement, such as `seconds` of a call.
+        peer: likewise.
+        pairs: how many; who goes first changes from pair to pair.
+    """
+    ours(), peer()
+    measured: tuple[list[float], list[float]] = ([], [])
+    for index in range(pairs):
+        for side in (0, 1) if index % 2 == 0 else (1, 0):
+            measured[side].append((ours, peer)[side]())
+    return Pairs(*measured)
+
+
+def seconds(call: Callable[[], object], device: str) -> float:
+    """Wall time of one call, work queued on a GPU included."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Build the command line that every benchmark has; a benchmark may add to it."""
+    result = argparse.ArgumentParser(description=description)
+    result.add_argument("--quick", action="store_true", help="small sizes, under a minute")
+    result.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
+    result.add_argument("--json", type=Path, metavar="PATH", help="write the figures here")
+    result.add_argument("--markdown", type=Path, metavar="PATH", help="write a table here")
+    return result
+
+
+def write(figures: list[Figure], args: argparse.Namespace) -> None:
+    """Print a table; write JSON and Markdown where the command line asks for them."""
+    table = markdown_table(figures)
+    print(f"{machine(args.device)}\n\n{table}")
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps([asdict(figure) for figure in figures], indent=1) + "\n")
+    if args.markdown:
+        args.markdown.parent.mkdir(parents=True, exist_ok=True)
+        title = args.markdown.stem
+        args.markdown.write_text(f"# {title}\n\n{machine(args.device)}\n\n{table}\n")
+
+
+def markdown_table(figures: list[Figure]) -> str:
+    """One row per figure, columns padded to be read as plain text."""
+    rows = [["figure", "ours", "peer", "unit", "ours / peer", "spread", "goal", "met"]]
+    for figure in figures:
+        goal = "" if figure.goal is None else f"<= {figure.goal:.3g}"
+        met = {None: "", True: "yes", False: "no"}[figure.met]
+        numbers = [f"{value:.4g}" for value in (figure.ours, figure.peer)]
+        ratios = [f"{value:.3f}" for value in (figure.ratio, figure.spread)]
+        rows.append([figure.figure, *numbers, figure.unit, *ratios, goal, met])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in rows
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
+
+
+def machine(device: str) -> str:
+    """Say what ran this: processor or GPU, threads, torch."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        models = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        name = models[0].split(":", 1)[1].strip() if models else name
+    if device == "cuda":
+        name = f"{torch.cuda.get_device_name()}, {name}"
+    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"

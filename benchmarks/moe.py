@@ -1,0 +1,166 @@
+"""Mixture of experts against a dense feed-forward and against DeepSpeed's own MoE.
+
+    python -m benchmarks.moe [--quick] [--device cpu|cuda] [--json PATH] [--markdown PATH]
+
+Forward and backward of one layer with 8 SwiGLU experts, top-2. The dense peer has twice the hidden
+width of one expert: as many multiplications per token. The skewed router draws experts by Zipf's law
+(exponent 1), so that the first gets 59 % of the tokens. Memory is the peak above what model and
+tokens take: on a CPU the resident memory of a process of its own, on a GPU torch's allocator.
+"""
+
+import logging
+import multiprocessing
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.figures import Figure, Pairs, paired, parser, seconds, write
+from model.experts import NativeExperts, RoutedExperts
+from model.feed_forward import DenseFeedForward
+
+WIDTH, HIDDEN, NUM_EXPERTS, TOP_K = 512, 1024, 8, 2
+ROUTERS = ("even", "zipf")
+
+
+def build(kind: str, device: str) -> nn.Module:
+    """Build ``ours``, ``native`` or ``dense``; the router reads its logits from the token.
+
+    With the same weights in ours and native, so that their outputs can be compared.
+    """
+    torch.manual_seed(0)
+    if kind == "dense":
+        return DenseFeedForward(WIDTH, TOP_K * HIDDEN).to(device, _dtype(device))
+    ours = RoutedExperts(WIDTH, HIDDEN, num_experts=NUM_EXPERTS, top_k=TOP_K)
+    nn.init.eye_(ours.gate.weight)
+    if kind == "native":
+        native = NativeExperts(WIDTH, HIDDEN, num_experts=NUM_EXPERTS, top_k=TOP_K)
+        inner = native.moe.deepspeed_moe
+        inner.gate.wg.weight.data = ours.gate.weight.data
+        for index, expert in enumerate(inner.experts.deepspeed_experts):
+            expert.gate_up_proj.weight.data = ours.experts.gate_up_proj.data[index].clone()
+            expert.down_proj.weight.data = ours.experts.down_proj.data[index].clone()
+        ours = native
+    return ours.to(device, _dtype(device))
+
+
+def _dtype(device: str) -> torch.dtype:
+    return torch.bfloat16 if device == "cuda" else torch.float32
+
+
+def draw_tokens(num_tokens: int, router: str, device: str) -> Tensor:
+    """Draw tokens ``[X, H]`` whose first values are logits that give the wanted distribution.
+
+    The K largest of log p plus Gumbel noise are K draws from p without replacement.
+    """
+    torch.manual_seed(1)
+    tokens = torch.randn(num_tokens, WIDTH)
+    ranks = torch.arange(1, NUM_EXPERTS + 1).float()
+    log_p = torch.zeros(NUM_EXPERTS) if router == "even" else -ranks.log()
+    uniform = torch.rand(num_tokens, NUM_EXPERTS).clamp(min=1e-9)
+    tokens[:, :NUM_EXPERTS] = log_p - (-uniform.log()).log()
+    return tokens.to(device, _dtype(device)).requires_grad_()
+
+
+def step(module: nn.Module, tokens: Tensor) -> None:
+    """Run forward and backward."""
+    for tensor in (tokens, *module.parameters()):
+        tensor.grad = None
+    output = module(tokens)
+    output.backward(torch.ones_like(output))
+
+
+def compare_times(kinds: tuple[str, str], tokens: Tensor, pairs: int) -> Pairs:
+    """Time two kinds on the same tokens, in turn."""
+    device = tokens.device.type
+    ours, peer = (build(kind, device) for kind in kinds)
+    return paired(
+        lambda: seconds(lambda: step(ours, tokens), device),
+        lambda: seconds(lambda: step(peer, tokens), device),
+        pairs,
+    )
+
+
+def check_equal(device: str) -> None:
+    """Refuse to compare what does not compute the same."""
+    tokens = draw_tokens(256, "zipf", device)
+    ours, native = (build(kind, device)(tokens) for kind in ("ours", "native"))
+    tolerance = 1e-5 if device == "cpu" else 2e-2
+    torch.testing.assert_close(ours, native, atol=tolerance, rtol=tolerance)
+
+
+def peak_memory(kind: str, num_tokens: int, router: str, device: str) -> float:
+    """Peak MiB of one step above what was held before it."""
+    logging.disable(logging.WARNING)
+    module, tokens = build(kind, device), draw_tokens(num_tokens, router, device)
+    step(module, tokens[:8].detach().requires_grad_())  # what libraries keep for themselves
+    for parameter in module.parameters():
+        parameter.grad = None
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        step(module, tokens)
+        return (torch.cuda.max_memory_allocated() - held) / 2**20
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts from here
+    held = _status("VmRSS")
+    step(module, tokens)
+    return (_status("VmHWM") - held) / 2**10
+
+
+def _status(name: str) -> int:
+    """A field of the process in KiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name + ":"))
+
+
+def compare_memory(
+    kinds: tuple[str, str], num_tokens: int, router: str, device: str, repeats: int
+) -> Pairs:
+    """Measure each time in a new process."""
+    context = multiprocessing.get_context("spawn")
+    measured: tuple[list[float], list[float]] = ([], [])
+    for _ in range(repeats):
+        for kind, results in zip(kinds, measured, strict=True):
+            with context.Pool(1) as pool:
+                results.append(pool.apply(peak_memory, (kind, num_tokens, router, device)))
+    return Pairs(*measured)
+
+
+def main() -> None:
+    """Measure everything and write it."""
+    args = parser("mixture of experts: time and memory of one layer, forward and backward")
+    args = args.parse_args()
+    logging.disable(logging.WARNING)
+    device, pairs = args.device, 5 if args.quick else 7
+    check_equal(device)
+    figures: list[Figure] = []
+    per_token: dict[int, list[float]] = {}
+    for num_tokens in (1024, 4096) if args.quick else (1024, 2048, 4096, 8192, 16384, 32768):
+        tokens = draw_tokens(num_tokens, "even", device)
+        times = compare_times(("ours", "dense"), tokens, pairs)
+        per_token[num_tokens] = [1e6 * time / num_tokens for time in times.ours]
+        figures.append(times.figure(f"time, ours / dense, {num_tokens} tokens", "s", 1.25))
+    few, many = min(per_token), max(per_token)
+    growth = Pairs(per_token[many], per_token[few])
+    figures.append(growth.figure(f"time per token, {many} / {few} tokens", "us", 1.25))
+    for num_tokens in (4096,) if args.quick else (1024, 8192, 32768):
+        for router, goal in zip(ROUTERS, (1.0, 1 / 1.5), strict=True):
+            tokens = draw_tokens(num_tokens, router, device)
+            times = compare_times(("ours", "native"), tokens, pairs)
+            name = f"time, ours / deepspeed MoE, {router}, {num_tokens} tokens"
+            figures.append(times.figure(name, "s", goal))
+    num_tokens, repeats = (4096, 1) if args.quick else (16384, 3)
+    for peer, router, goal in (
+        ("native", "even", 1.0),
+        ("native", "zipf", 1.0),
+        ("dense", "even", None),
+    ):
+        memory = compare_memory(("ours", peer), num_tokens, router, device, repeats)
+        peer = "deepspeed MoE" if peer == "native" else peer
+        name = f"peak memory, ours / {peer}, {router}, {num_tokens} tokens"
+        figures.append(memory.figure(name, "MiB", goal))
+    write(figures, args)
+
+
+if __name__ == "__main__":
+    main()
