@@ -9,6 +9,7 @@ import argparse
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -50,7 +51,7 @@ class Pairs:
     peer: list[float]
 
     def figure(self, name: str, unit: str, goal: float | None = None) -> Figure:
-        """Sum up by medians."""
+        """Sum up by medians; say so on stderr, since a whole benchmark takes minutes."""
         ratios = [ours / peer for ours, peer in zip(self.ours, self.peer, strict=True)]
         ratio, spread = statistics.median(ratios), 0.0
         if len(ratios) > 1:
@@ -58,6 +59,7 @@ class Pairs:
             spread = high - low
         met = None if goal is None else ratio <= goal
         ours, peer = statistics.median(self.ours), statistics.median(self.peer)
+        print(f"{name}: {ratio:.3f}", file=sys.stderr, flush=True)
         return Figure(name, ours, peer, unit, ratio, spread, goal, met)
 
 
@@ -77,15 +79,16 @@ def paired(ours: Callable[[], float], peer: Callable[[], float], pairs: int) -> 
     return Pairs(*measured)
 
 
-def seconds(call: Callable[[], object], device: str) -> float:
-    """Wall time of one call, work queued on a GPU included."""
-    if device == "cuda":
+def seconds(call: Callable[[], object], args: argparse.Namespace) -> float:
+    """Time of one call by the chosen clock, work queued on a GPU included."""
+    clock = time.process_time if args.clock == "cpu" else time.perf_counter
+    if args.device == "cuda":
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = clock()
     call()
-    if device == "cuda":
+    if args.device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -93,6 +96,13 @@ def parser(description: str) -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=description)
     result.add_argument("--quick", action="store_true", help="small sizes, under a minute")
     result.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
+    result.add_argument(
+        "--clock",
+        choices=["wall", "cpu"],
+        default="wall",
+        help="cpu: processor time of all threads, for a machine that is busy with other work; set "
+        "OMP_WAIT_POLICY=passive with it, so that waiting does not count (default: wall)",
+    )
     result.add_argument("--json", type=Path, metavar="PATH", help="write the figures here")
     result.add_argument("--markdown", type=Path, metavar="PATH", help="write a table here")
     return result
@@ -101,14 +111,14 @@ def parser(description: str) -> argparse.ArgumentParser:
 def write(figures: list[Figure], args: argparse.Namespace) -> None:
     """Print a table; write JSON and Markdown where the command line asks for them."""
     table = markdown_table(figures)
-    print(f"{machine(args.device)}\n\n{table}")
+    print(f"{machine(args)}\n\n{table}")
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps([asdict(figure) for figure in figures], indent=1) + "\n")
     if args.markdown:
         args.markdown.parent.mkdir(parents=True, exist_ok=True)
         title = args.markdown.stem
-        args.markdown.write_text(f"# {title}\n\n{machine(args.device)}\n\n{table}\n")
+        args.markdown.write_text(f"# {title}\n\n{machine(args)}\n\n{table}\n")
 
 
 def markdown_table(figures: list[Figure]) -> str:
@@ -129,13 +139,14 @@ def markdown_table(figures: list[Figure]) -> str:
     return "\n".join(lines)
 
 
-def machine(device: str) -> str:
-    """Say what ran this: processor or GPU, threads, torch."""
+def machine(args: argparse.Namespace) -> str:
+    """Say what ran this: processor or GPU, threads, torch, clock."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
         models = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         name = models[0].split(":", 1)[1].strip() if models else name
-    if device == "cuda":
+    if args.device == "cuda":
         name = f"{torch.cuda.get_device_name()}, {name}"
-    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    clock = {"wall": "wall time", "cpu": "processor time of all threads"}[args.clock]
+    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, {clock}"

@@ -1,6 +1,7 @@
 """Mixture of experts against a dense feed-forward and against DeepSpeed's own MoE.
 
-    python -m benchmarks.moe [--quick] [--device cpu|cuda] [--json PATH] [--markdown PATH]
+    python -m benchmarks.moe [--quick] [--device cpu|cuda] [--clock wall|cpu] [--json PATH]
+        [--markdown PATH]
 
 Forward and backward of one layer with 8 SwiGLU experts, top-2. The dense peer has twice the hidden
 width of one expert: as many multiplications per token. The skewed router draws experts by Zipf's law
@@ -8,6 +9,7 @@ width of one expert: as many multiplications per token. The skewed router draws 
 tokens take: on a CPU the resident memory of a process of its own, on a GPU torch's allocator.
 """
 
+import argparse
 import logging
 import multiprocessing
 from pathlib import Path
@@ -70,14 +72,13 @@ def step(module: nn.Module, tokens: Tensor) -> None:
     output.backward(torch.ones_like(output))
 
 
-def compare_times(kinds: tuple[str, str], tokens: Tensor, pairs: int) -> Pairs:
+def compare_times(kinds: tuple[str, str], tokens: Tensor, args: argparse.Namespace) -> Pairs:
     """Time two kinds on the same tokens, in turn."""
-    device = tokens.device.type
-    ours, peer = (build(kind, device) for kind in kinds)
+    ours, peer = (build(kind, args.device) for kind in kinds)
     return paired(
-        lambda: seconds(lambda: step(ours, tokens), device),
-        lambda: seconds(lambda: step(peer, tokens), device),
-        pairs,
+        lambda: seconds(lambda: step(ours, tokens), args),
+        lambda: seconds(lambda: step(peer, tokens), args),
+        5 if args.quick else 7,
     )
 
 
@@ -131,13 +132,13 @@ def main() -> None:
     args = parser("mixture of experts: time and memory of one layer, forward and backward")
     args = args.parse_args()
     logging.disable(logging.WARNING)
-    device, pairs = args.device, 5 if args.quick else 7
+    device = args.device
     check_equal(device)
     figures: list[Figure] = []
     per_token: dict[int, list[float]] = {}
     for num_tokens in (1024, 4096) if args.quick else (1024, 2048, 4096, 8192, 16384, 32768):
         tokens = draw_tokens(num_tokens, "even", device)
-        times = compare_times(("ours", "dense"), tokens, pairs)
+        times = compare_times(("ours", "dense"), tokens, args)
         per_token[num_tokens] = [1e6 * time / num_tokens for time in times.ours]
         figures.append(times.figure(f"time, ours / dense, {num_tokens} tokens", "s", 1.25))
     few, many = min(per_token), max(per_token)
@@ -146,7 +147,7 @@ def main() -> None:
     for num_tokens in (4096,) if args.quick else (1024, 8192, 32768):
         for router, goal in zip(ROUTERS, (1.0, 1 / 1.5), strict=True):
             tokens = draw_tokens(num_tokens, router, device)
-            times = compare_times(("ours", "native"), tokens, pairs)
+            times = compare_times(("ours", "native"), tokens, args)
             name = f"time, ours / deepspeed MoE, {router}, {num_tokens} tokens"
             figures.append(times.figure(name, "s", goal))
     num_tokens, repeats = (4096, 1) if args.quick else (16384, 3)
