@@ -63,15 +63,19 @@ class Pairs:
         return Figure(name, ours, peer, unit, ratio, spread, goal, met)
 
 
-def paired(ours: Callable[[], float], peer: Callable[[], float], pairs: int) -> Pairs:
-    """Measure in turn, after one measurement of each that does not count.
+def paired(
+    ours: Callable[[], float], peer: Callable[[], float], pairs: int, *, warm_up: bool = True
+) -> Pairs:
+    """Measure in turn.
 
     Args:
         ours: returns one measurement, such as `seconds` of a call.
         peer: likewise.
         pairs: how many; who goes first changes from pair to pair.
+        warm_up: first measure each once more, which does not count.
     """
-    ours(), peer()
+    if warm_up:
+        ours(), peer()
     measured: tuple[list[float], list[float]] = ([], [])
     for index in range(pairs):
         for side in (0, 1) if index % 2 == 0 else (1, 0):

@@ -11,13 +11,12 @@ tokens take: on a CPU the resident memory of a process of its own, on a GPU torc
 
 import argparse
 import logging
-import multiprocessing
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.figures import Figure, Pairs, paired, parser, seconds, write
+from benchmarks.memory import compare_memory, peak_memory
 from model.experts import NativeExperts, RoutedExperts
 from model.feed_forward import DenseFeedForward
 
@@ -90,41 +89,13 @@ def check_equal(device: str) -> None:
     torch.testing.assert_close(ours, native, atol=tolerance, rtol=tolerance)
 
 
-def peak_memory(kind: str, num_tokens: int, router: str, device: str) -> float:
-    """Peak MiB of one step above what was held before it."""
-    logging.disable(logging.WARNING)
+def measure_memory(kind: str, num_tokens: int, router: str, device: str) -> float:
+    """Peak MiB of one step above model and tokens."""
     module, tokens = build(kind, device), draw_tokens(num_tokens, router, device)
     step(module, tokens[:8].detach().requires_grad_())  # what libraries keep for themselves
     for parameter in module.parameters():
         parameter.grad = None
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        held = torch.cuda.memory_allocated()
-        step(module, tokens)
-        return (torch.cuda.max_memory_allocated() - held) / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts from here
-    held = _status("VmRSS")
-    step(module, tokens)
-    return (_status("VmHWM") - held) / 2**10
-
-
-def _status(name: str) -> int:
-    """A field of the process in KiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name + ":"))
-
-
-def compare_memory(
-    kinds: tuple[str, str], num_tokens: int, router: str, device: str, repeats: int
-) -> Pairs:
-    """Measure each time in a new process."""
-    context = multiprocessing.get_context("spawn")
-    measured: tuple[list[float], list[float]] = ([], [])
-    for _ in range(repeats):
-        for kind, results in zip(kinds, measured, strict=True):
-            with context.Pool(1) as pool:
-                results.append(pool.apply(peak_memory, (kind, num_tokens, router, device)))
-    return Pairs(*measured)
+    return peak_memory(lambda: step(module, tokens), device)
 
 
 def main() -> None:
@@ -156,7 +127,8 @@ def main() -> None:
         ("native", "zipf", 1.0),
         ("dense", "even", None),
     ):
-        memory = compare_memory(("ours", peer), num_tokens, router, device, repeats)
+        work = num_tokens, router, device
+        memory = compare_memory(measure_memory, ("ours", *work), (peer, *work), repeats)
         peer = "deepspeed MoE" if peer == "native" else peer
         name = f"peak memory, ours / {peer}, {router}, {num_tokens} tokens"
         figures.append(memory.figure(name, "MiB", goal))
