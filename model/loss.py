@@ -6,7 +6,6 @@ Shape legend: X target tokens, H width, V vocabulary, J new tokens.
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 LOGITS_PER_CHUNK = 2**25
@@ -31,10 +30,18 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             rows = rows_JH.detach().requires_grad_(wants)
             with torch.set_grad_enabled(wants):
                 logits = head(hidden, rows)
-                loss = F.cross_entropy(logits.to(total.dtype), targets_X[part], reduction="sum")
-            total += loss.detach()
+            log_p = logits.detach().to(total.dtype).log_softmax(-1)
+            target = targets_X[part].unsqueeze(-1)
+            log_p_target = log_p.gather(-1, target)
+            total -= log_p_target.sum()
             if wants:
-                found = torch.autograd.grad(loss, [hidden, rows], allow_unused=True)
+                # Softmax minus one-hot, written over the log probabilities: autograd would keep
+                # two more blocks of this size, and memory never touched before costs time.
+                grad = log_p.exp_().scatter_(-1, target, log_p_target.exp() - 1)
+                inputs = [hidden, rows]
+                found = torch.autograd.grad(
+                    logits, inputs, grad.to(logits.dtype), allow_unused=True
+                )
                 grad_hidden[part] = found[0]
                 if found[1] is not None:
                     grad_rows += found[1]
