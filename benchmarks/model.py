@@ -6,24 +6,28 @@ Forward and backward of interleaved documents with 1 to 4 images and 30 to 100 %
 weights, same documents, equal losses (checked). In open_flamingo's manner: every row is given as many images
 as the fullest and blank ones are encoded too, logits are computed for every token, and the frozen language
 model keeps `requires_grad` and is only left out of the optimizer (what it does under FSDP). Each of the
-three is also turned on alone. Memory is the peak of a process of its own above what it held before the step.
+three is also turned on alone. Memory is the peak of a process of its own above what it held before; what the
+gradients take that the step leaves (of the trained weights; of the hidden states, for the loss alone) is in it.
 """
 
 import argparse
 import logging
-import multiprocessing
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTModel
 
-from benchmarks.figures import Figure, Pairs, paired, parser, seconds, write
+from benchmarks.figures import Figure, paired, parser, seconds, write
+from benchmarks.memory import compare_memory, peak_memory
 from model.build import assemble
 from model.config import ModelConfig
 from model.flamingo import Flamingo
-from model.loss import chunked_cross_entropy
+from model.loss import LOGITS_PER_CHUNK, chunked_cross_entropy
 from model.media import Media, MediaInput
 from model.tokens import TokenIds
 from model.vision import VisionEncoder
@@ -31,6 +35,8 @@ from model.vision import VisionEncoder
 MANNERS = ("padded images", "full logits", "frozen weights differentiated")
 VOCABULARY, SLOTS = 49152, 4
 LOSS_VOCABULARY, LOSS_WIDTH = 131072, 256
+LOSS_CHUNK = LOGITS_PER_CHUNK // LOSS_VOCABULARY
+CHUNKED, FULL, TORCH = "in chunks", "all logits", "torch linear_cross_entropy"
 
 
 def build(quick: bool, device: str) -> Flamingo:
@@ -76,7 +82,7 @@ def build(quick: bool, device: str) -> Flamingo:
 def documents(quick: bool, device: str) -> dict:
     """Interleaved documents, padded to the longest."""
     torch.manual_seed(1)
-    rows, length = (4, 96) if quick else (8, 192)
+    rows, length = (4, 64) if quick else (6, 160)
     input_ids = torch.randint(3, VOCABULARY, (rows, length))
     attention_mask = torch.zeros(rows, length, dtype=torch.bool)
     slots = torch.full((rows, SLOTS), -1)
@@ -113,96 +119,80 @@ def step(model: Flamingo, batch: dict, manners: tuple[str, ...]) -> Tensor:
     model.language.requires_grad_("frozen weights differentiated" in manners)
     if "padded images" in manners:
         batch = batch | {"media": pad_images(batch["media"])}
+    change = nullcontext()
     if "full logits" in manners:
-        loss = full_logits_loss(model, batch)
-    else:
+        change = patch.object(model, "_loss", partial(full_logits_loss, model))
+    with change:
         output = model(**batch)
-        loss = output.loss_sum / output.num_tokens
+    loss = output.loss_sum / output.num_tokens
     loss.backward()
     return loss.detach()
 
 
-def full_logits_loss(model: Flamingo, batch: dict) -> Tensor:
-    """Cross entropy over the logits of all tokens, padding included."""
-    context = model._context(model.encode_media(batch["media"]), batch["media"].slots, None)
-    with model._fusion.using(context):
-        logits = model._head(model._body(batch["input_ids"], batch["attention_mask"]))
-    shifted = logits[:, :-1].flatten(0, 1).float()
-    return functional.cross_entropy(shifted, batch["labels"][:, 1:].flatten(), ignore_index=-100)
+def full_logits_loss(model: Flamingo, hidden: Tensor, targets: Tensor, context: object) -> Tensor:
+    """Summed cross entropy over the logits of all tokens, padding included."""
+    logits = model._head(hidden)[:, :-1].flatten(0, 1).float()
+    return functional.cross_entropy(logits, targets[:, 1:].flatten(), reduction="sum")
 
 
-def loss_step(kind: str, num_tokens: int, device: str) -> None:
-    """The loss alone, forward and backward, over a frozen head."""
+def build_loss(
+    kind: str, num_tokens: int, device: str, chunk: int = LOSS_CHUNK
+) -> Callable[[], Tensor]:
+    """The loss alone over a frozen head: make its inputs, return its forward and backward.
+
+    Args:
+        kind: `CHUNKED`, `FULL`, or `TORCH`, which is torch's own loss in chunks.
+        num_tokens: target tokens.
+        device: cpu or cuda.
+        chunk: target tokens of a chunk, for the kinds that have chunks.
+    """
     torch.manual_seed(0)
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     head = torch.randn(LOSS_VOCABULARY, LOSS_WIDTH, device=device, dtype=dtype) * 0.02
     hidden = torch.randn(num_tokens, LOSS_WIDTH, device=device, dtype=dtype, requires_grad=True)
     targets = torch.randint(0, LOSS_VOCABULARY, (num_tokens,), device=device)
-    if kind == "chunked":
-        rows = hidden.new_zeros(0, LOSS_WIDTH)
-        loss = chunked_cross_entropy(
-            hidden,
-            rows,
-            targets,
-            lambda h, _: functional.linear(h, head),
-            vocabulary=LOSS_VOCABULARY,
-        )
-    elif kind == "full":
-        loss = functional.cross_entropy(
-            functional.linear(hidden, head).float(), targets, reduction="sum"
-        )
-    else:
-        options = nn.LinearCrossEntropyOptions()
-        loss = functional.linear_cross_entropy(
+    rows = hidden.new_zeros(0, LOSS_WIDTH)
+
+    def compute() -> Tensor:
+        if kind == CHUNKED:
+            return chunked_cross_entropy(
+                hidden,
+                rows,
+                targets,
+                lambda part, _: functional.linear(part, head),
+                vocabulary=LOSS_VOCABULARY,
+                logits_per_chunk=chunk * LOSS_VOCABULARY,
+            )
+        if kind == FULL:
+            logits = functional.linear(hidden, head).float()
+            return functional.cross_entropy(logits, targets, reduction="sum")
+        options = nn.LinearCrossEntropyOptions(batch_chunk_size=chunk)
+        return functional.linear_cross_entropy(
             hidden, head, targets, reduction="sum", options=options
         )
-    loss.backward()
+
+    def call() -> Tensor:
+        hidden.grad = None
+        loss = compute()
+        loss.backward()
+        return loss.detach()
+
+    return call
 
 
-def peak_memory(kind: str, work: tuple, device: str) -> float:
-    """Peak MiB of ``step`` or ``loss`` above what was held before it."""
-    logging.disable(logging.WARNING)
-    if kind == "step":
-        quick, manners = work
-        model, batch = build(quick, device), documents(quick, device)
-
-        def call() -> None:
-            step(model, batch, manners)
-    else:
-        loss_step(work[0], 8, device)
-
-        def call() -> None:
-            loss_step(*work, device)
-
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        held = torch.cuda.memory_allocated()
-        call()
-        return (torch.cuda.max_memory_allocated() - held) / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts from here
-    held = _status("VmRSS")
-    call()
-    return (_status("VmHWM") - held) / 2**10
+def measure_step(quick: bool, manners: tuple[str, ...], device: str) -> float:
+    """Peak MiB of a step above weights and documents; the trained weights' gradients are in it."""
+    model, batch = build(quick, device), documents(quick, device)
+    return peak_memory(lambda: step(model, batch, manners), device)
 
 
-def _status(name: str) -> int:
-    """A field of the process in KiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name + ":"))
+def measure_loss(kind: str, num_tokens: int, device: str, chunk: int = LOSS_CHUNK) -> float:
+    """Peak MiB of the loss above head and hidden states; the gradient of the latter is in it."""
+    build_loss(kind, 8, device, chunk)()  # what libraries keep for themselves
+    return peak_memory(build_loss(kind, num_tokens, device, chunk), device)
 
 
-def compare_memory(kind: str, ours: tuple, peer: tuple, device: str, repeats: int) -> Pairs:
-    """Measure each time in a new process."""
-    context = multiprocessing.get_context("spawn")
-    measured: tuple[list[float], list[float]] = ([], [])
-    for _ in range(repeats):
-        for work, results in zip((ours, peer), measured, strict=True):
-            with context.Pool(1) as pool:
-                results.append(pool.apply(peak_memory, (kind, work, device)))
-    return Pairs(*measured)
-
-
-def time_steps(args: argparse.Namespace, pairs: int) -> list[Figure]:
+def compare_steps(args: argparse.Namespace) -> list[Figure]:
     """A step in our manner against a step in theirs, and against each of theirs alone."""
     model, batch = build(args.quick, args.device), documents(args.quick, args.device)
     reference = step(model, batch, ())
@@ -213,12 +203,49 @@ def time_steps(args: argparse.Namespace, pairs: int) -> list[Figure]:
     }.items():
         torch.testing.assert_close(step(model, batch, manners), reference, rtol=1e-4, atol=0)
         times = paired(
-            lambda: seconds(lambda: step(model, batch, ()), args.device),
-            lambda m=manners: seconds(lambda: step(model, batch, m), args.device),
-            pairs,
+            lambda: seconds(lambda: step(model, batch, ()), args),
+            lambda m=manners: seconds(lambda: step(model, batch, m), args),
+            5,
         )
+        # 1.5 times the tokens a second; each gain alone is there to be known.
         goal = 1 / 1.5 if manners == MANNERS else None
         figures.append(times.figure(f"time of a step, ours / {name}", "s", goal))
+        if args.quick and manners != MANNERS:
+            continue
+        works = (args.quick, (), args.device), (args.quick, manners, args.device)
+        memory = compare_memory(measure_step, *works, repeats=1 if args.quick else 2)
+        goal = 1.0 if manners == MANNERS else None
+        figures.append(memory.figure(f"peak memory of a step, ours / {name}", "MiB", goal))
+    return figures
+
+
+def compare_losses(args: argparse.Namespace) -> list[Figure]:
+    """Whether the memory grows with the batch or with the chunk, and what it costs in time."""
+    few, many = (512, 1024) if args.quick else (512, 4096)
+    repeats = 1 if args.quick else 2
+    works = (many, args.device), (few, args.device)
+    figures = []
+
+    def compare(name: str, ours: tuple, peer: tuple, goal: float | None) -> None:
+        memory = compare_memory(measure_loss, ours, peer, repeats)
+        figures.append(memory.figure(f"peak memory of the loss, {name}", "MiB", goal))
+
+    compare(f"{CHUNKED} / {FULL}, {many} tokens", (CHUNKED, *works[0]), (FULL, *works[0]), 1.0)
+    for kind, goal in ((CHUNKED, 1.25), (FULL, None)):
+        compare(f"{kind}, {many} / {few} tokens", (kind, *works[0]), (kind, *works[1]), goal)
+    wide, narrow = LOSS_CHUNK, LOSS_CHUNK // 4
+    works = (CHUNKED, many, args.device, wide), (CHUNKED, many, args.device, narrow)
+    compare(f"{CHUNKED}, chunks of {wide} / {narrow} tokens", *works, None)
+    ours = build_loss(CHUNKED, few, args.device)
+    for kind in (FULL, TORCH):
+        peer = build_loss(kind, few, args.device)
+        torch.testing.assert_close(ours(), peer(), rtol=1e-4, atol=0)
+        times = paired(
+            lambda: seconds(ours, args),
+            lambda p=peer: seconds(p, args),
+            5 if args.quick else 9,
+        )
+        figures.append(times.figure(f"time of the loss, {CHUNKED} / {kind}, {few} tokens", "s"))
     return figures
 
 
@@ -226,28 +253,7 @@ def main() -> None:
     """Measure everything and write it."""
     args = parser("one training step of a Flamingo, and the loss alone").parse_args()
     logging.disable(logging.WARNING)
-    figures = time_steps(args, 3 if args.quick else 5)
-    repeats = 1 if args.quick else 2
-    memory = compare_memory("step", (args.quick, ()), (args.quick, MANNERS), args.device, repeats)
-    figures.append(
-        memory.figure("peak memory of a step, ours / open_flamingo's manner", "MiB", 1.0)
-    )
-    many, few = (2048, 512) if args.quick else (4096, 512)
-    works = ("chunked", many), ("full", many)
-    memory = compare_memory("loss", *works, args.device, repeats)
-    name = f"peak memory of the loss, chunked / full, {many} tokens, vocabulary 128k"
-    figures.append(memory.figure(name, "MiB", 1.0))
-    growth = compare_memory("loss", ("chunked", many), ("chunked", few), args.device, repeats)
-    name = f"peak memory of the loss, chunked, {many} / {few} tokens"
-    figures.append(growth.figure(name, "MiB", 1.25))
-    for kind in ("full",) if args.quick else ("full", "torch linear_cross_entropy"):
-        times = paired(
-            lambda: seconds(lambda: loss_step("chunked", few, args.device), args.device),
-            lambda k=kind: seconds(lambda: loss_step(k, few, args.device), args.device),
-            5,
-        )
-        figures.append(times.figure(f"time of the loss, chunked / {kind}, {few} tokens", "s"))
-    write(figures, args)
+    write([*compare_steps(args), *compare_losses(args)], args)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,12 @@ from data_prep.config import FilterConfig, ImageConfig
 from data_prep.schema import Status
 
 # Only raster formats that Pillow decodes by itself: EPS, for one, would start Ghostscript.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _WHITE = (255, 255, 255)
 _STRIP_PIXELS = 1 << 20
-_DECODE_ERRORS = (
+DECODE_ERRORS = (
     OSError,
     ValueError,
     SyntaxError,
@@ -65,9 +65,9 @@ def encode_image(data: bytes, image: ImageConfig, keep: FilterConfig) -> Encoded
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as source:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as source:
                 return _encode(source, image, keep)
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         return EncodedImage(Status.UNDECODABLE, f"{type(error).__name__}: {error}"[:300])
 
 
@@ -123,7 +123,7 @@ def _encode(source: Image.Image, image: ImageConfig, keep: FilterConfig) -> Enco
 def _orientation(source: Image.Image) -> int:
     try:
         value = source.getexif().get(_ORIENTATION, 1)
-    except _DECODE_ERRORS:
+    except DECODE_ERRORS:
         return 1  # broken EXIF in a good picture
     return value if value in range(1, 9) else 1
 

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from data_prep.schema import Manifest
 from data_prep.shards import shard_paths
+from data_prep.tar_members import sample_parts
 
 _THUMBNAILS = 24
 _BINS = 12
@@ -106,11 +107,8 @@ def _thumbnails(folder: Path, manifest: Manifest) -> str:
         tar_path, index_path, _ = shard_paths(folder, shard.name)
         with tar_path.open("rb") as file:
             for record in np.load(index_path)[:_THUMBNAILS]:
-                offset = int(record["offset"])
-                file.seek(offset)
-                image = file.read(int(record["image_bytes"]))
-                file.seek(offset + int(record["text_offset_delta"]))
-                text = file.read(int(record["text_bytes"])).decode()
+                file.seek(int(record["offset"]))
+                _, (image, text) = sample_parts(file.read(int(record["bytes"])))
                 data = base64.b64encode(image).decode()
                 figures.append(
                     # Browsers go by the bytes themselves, so one type serves all formats.

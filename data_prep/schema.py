@@ -3,7 +3,9 @@
     <folder>/shards/000000.tar  ledger/000000.parquet  index/000000.npy  manifest.json  report.html
 
 Tars are plain WebDataset: `{key}.jpg|png|webp`, `{key}.txt`, `{key}.json` with key `f"{row:09d}"`,
-in row order. The ledger has one row for every input row, the index one record per stored sample.
+in row order; interleaved documents have `{key}.0.txt`, `{key}.1.jpg`, ... in reading order. The ledger
+has one row for every input row, the index one record per stored sample. `bitmaps/` may hold
+selections (`data_prep/bitmap.py`).
 """
 
 import hashlib
@@ -16,8 +18,9 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_prep.errors import ConfigError, Problem
+from data_prep.storage import Folder
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 
 
@@ -27,6 +30,7 @@ class Status(StrEnum):
     OK = "ok"
     MISSING_URL = "missing_url"
     MISSING_CAPTION = "missing_caption"
+    MISSING_IMAGE = "missing_image"
     INVALID_URL = "invalid_url"
     REFUSED_SCHEME = "refused_scheme"
     REFUSED_PRIVATE_ADDRESS = "refused_private_address"
@@ -45,17 +49,17 @@ class Status(StrEnum):
     INTERNAL_ERROR = "internal_error"
 
 
-# One record per sample, in tar order; 36 bytes, packed, so a shard's index can be memory-mapped.
+# One record per sample, in tar order; 38 bytes, packed, so a shard's index can be memory-mapped.
 INDEX_DTYPE = np.dtype(
     [
-        ("offset", "<u8"),  # of the image member's data in the tar, bytes
-        ("image_bytes", "<u4"),
-        ("text_offset_delta", "<u4"),  # text member's data offset minus `offset`, bytes
-        ("text_bytes", "<u4"),
-        ("row", "<u4"),  # row of the input table
-        ("content_hash", "<u8"),  # first 8 bytes of the sha256 of the stored image
-        ("width", "<u2"),  # stored pixels
+        ("offset", "<u8"),  # of the sample's first tar header
+        ("bytes", "<u4"),  # from there to behind its last member, padding included
+        ("row", "<u8"),  # row of the input table; in a folder indexed later, number of the sample
+        ("content_hash", "<u8"),  # first 8 bytes of the sha256 of the first image as stored
+        ("width", "<u2"),  # of the first image as stored, pixels
         ("height", "<u2"),
+        ("text_bytes", "<u4"),  # of all texts together
+        ("num_images", "<u2"),
     ]
 )
 
@@ -86,7 +90,8 @@ class ShardEntry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(description="stem shared by the tar, ledger and index files: 000000")
+    name: str = Field(description="stem shared by the ledger and index files: 000000")
+    path: str = Field(description="of the tar, below the dataset folder, or a whole URL or path")
     rows: int = Field(description="input rows planned into this shard")
     samples: int = Field(description="rows that ended ok and are stored")
     bytes: int = Field(description="size of the tar in bytes")
@@ -119,42 +124,48 @@ def canonical_hash(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def load_manifest(folder: Path, key: str) -> Manifest:
+def load_manifest(folder: Path | str | Folder, key: str) -> Manifest:
     """Reads a dataset folder's manifest.
 
     Args:
-        folder: the dataset folder.
+        folder: the dataset folder, local or behind a URL.
         key: the configuration key that named the folder, for the message.
 
     Raises:
         ConfigError: the folder is missing, holds no manifest, or one this version cannot read.
     """
-    folder = Path(folder)
-    path = folder / MANIFEST_NAME
+    folder = folder if isinstance(folder, Folder) else Folder(str(folder), key)
 
     def refuse(rule: str, remedy: str) -> ConfigError:
-        return ConfigError([Problem(key, str(folder), rule, remedy)])
+        return ConfigError([Problem(key, folder.url, rule, remedy)])
 
-    if not folder.is_dir():
-        raise refuse("the dataset folder must exist", "run `roseate ingest`, or correct the path")
-    if not path.is_file():
+    try:
+        if not folder.exists():
+            remedy = "run `roseate ingest`, or correct the path"
+            raise refuse("the dataset folder must exist", remedy)
+        data = folder.read(MANIFEST_NAME) if folder.exists(MANIFEST_NAME) else None
+    except OSError as error:
+        remedy = "correct the path, the credentials or the end point of the store"
+        raise refuse(f"can be read ({error})", remedy) from None
+    if data is None:
         raise refuse(
             f"a dataset folder holds {MANIFEST_NAME}; this one does not, so it is no dataset "
             "folder or its ingest has not finished",
-            "run `roseate ingest` to the end (it resumes), or correct the path",
+            "run `roseate ingest` to the end (it resumes), `roseate index` on a folder of other "
+            "WebDataset tars, or correct the path",
         )
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        manifest = Manifest.model_validate_json(data)
     except ValidationError as error:
         raise refuse(
             f"{MANIFEST_NAME} must follow schema version {SCHEMA_VERSION}; "
             f"{error.error_count()} fields do not",
-            "ingest the source again into a new folder",
+            "run `roseate index --again` on it, which reads the tars once",
         ) from error
     if manifest.schema_version != SCHEMA_VERSION:
         raise refuse(
             f"this version reads schema version {SCHEMA_VERSION}, the folder has "
             f"{manifest.schema_version}",
-            "ingest the source again into a new folder",
+            "run `roseate index --again` on it, which reads the tars once",
         )
     return manifest

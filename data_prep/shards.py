@@ -30,7 +30,6 @@ from data_prep.schema import INDEX_DTYPE, LEDGER_SCHEMA, ShardEntry, Status
 from data_prep.sources import Row
 
 _COMMIT_KEY = b"roseate.shard"
-_TAR_BLOCK = 512
 T = TypeVar("T")
 TEMPORARY_SUFFIX = ".part"
 
@@ -181,6 +180,7 @@ def _commit(task: ShardTask, outcomes: list[Outcome], *, failed: bool) -> ShardR
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         entry = ShardEntry(
             name=task.name,
+            path=f"shards/{task.name}.tar",
             rows=len(outcomes),
             samples=len(index),
             bytes=temporary[0].stat().st_size,
@@ -218,31 +218,30 @@ def _write_tar(file: BinaryIO, outcomes: list[Outcome], image_format: str) -> np
     records = []
     with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
 
-        def add(name: str, data: bytes) -> int:
+        def add(name: str, data: bytes) -> None:
             info = tarfile.TarInfo(name)  # owner, group and mtime are 0 unless set
             info.size = len(data)
-            offset = tar.offset + _TAR_BLOCK
             tar.addfile(info, io.BytesIO(data))
-            return offset
 
         for outcome in outcomes:
             record = outcome.record
             if record["status"] != Status.OK:
                 continue
             text = str(record["caption"]).encode()
-            image_at = add(f"{record['key']}.{image_format}", outcome.data)
-            text_at = add(f"{record['key']}.txt", text)
+            start = tar.offset
+            add(f"{record['key']}.{image_format}", outcome.data)
+            add(f"{record['key']}.txt", text)
             add(f"{record['key']}.json", _sample_json(record))
             records.append(
                 (
-                    image_at,
-                    len(outcome.data),
-                    text_at - image_at,
-                    len(text),
+                    start,
+                    tar.offset - start,
                     record["row"],
                     int(str(record["sha256_stored"])[:16], 16),
                     record["width"],
                     record["height"],
+                    len(text),
+                    1,
                 )
             )
     return np.array(records, dtype=INDEX_DTYPE)

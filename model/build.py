@@ -93,8 +93,10 @@ def assemble(
         )
         contrastive = None
         if losses.contrastive:
+            # Of what stands before the head: OPT may project it to another width than its layers have.
+            text_width = language.get_output_embeddings().in_features
             contrastive = ContrastiveHead(
-                vision.width, width, losses.embed_dim, form=losses.contrastive_form
+                vision.width, text_width, losses.embed_dim, form=losses.contrastive_form
             )
     new_tokens = NewTokens(
         language.get_input_embeddings(), language.get_output_embeddings(), token_ids

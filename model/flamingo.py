@@ -4,13 +4,14 @@ Shape legend: B rows, M media slots, T text tokens, L latents, D latent width, H
 V logits (frozen vocabulary and new tokens), X target tokens.
 """
 
-import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from model.body import Body
 from model.contrastive_loss import ContrastiveHead
+from model.documents import find_pairs
 from model.fusion import CheckpointedForward, Fusion, FusionContext, Head
 from model.loss import chunked_cross_entropy
 from model.media import Media, MediaEncoder, place_latents
@@ -104,7 +105,7 @@ class Flamingo(nn.Module):
             attend=attend,
         )
         self._head = Head(language)
-        self._takes_positions = "position_ids" in inspect.signature(language.forward).parameters
+        self._body = Body(language, self._fusion)
         self._router_logits: dict[int, Tensor] = {}
         self._probed: dict[int, nn.Module] = {}
         self.attach_router_hooks()
@@ -168,6 +169,7 @@ class Flamingo(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor,
         labels: Tensor,
+        documents: Tensor | None = None,
         *,
         with_logits: bool = False,
     ) -> FlamingoOutput:
@@ -178,18 +180,22 @@ class Flamingo(nn.Module):
             input_ids: long ``[B, T]``.
             attention_mask: bool ``[B, T]``, False for padding.
             labels: long ``[B, T]``, not shifted; -100 and media tokens are no targets.
+            documents: long ``[B, T]``, which document of its row a token belongs to, -1 for padding,
+                when rows are packed: documents of a row see neither text nor media of each other,
+                and each begins at position 0. Its first token is no target.
             with_logits: also return all logits, which training never needs at once.
 
         Raises:
-            ValueError: a row has more media tokens than media.
+            ValueError: a row has more media tokens than media, or rows are packed and the language
+                model cannot keep their documents apart.
         """
         mask = attention_mask.bool()
         latents = self.encode_media(media)
-        context = self._context(latents, media.slots, mask)
+        context = self._context(latents, media.slots, mask, documents)
         targets = labels.masked_fill(self.token_ids.is_media(labels), -100)
         self._router_logits.clear()
         with self._fusion.using(context):
-            hidden = self._body(input_ids, mask)
+            hidden = self._body(input_ids, mask, documents)
             loss_sum = self._loss(hidden, targets, context)
             logits = self._head(hidden) if with_logits else None
         load_balance, z_loss = self._router_losses(loss_sum)
@@ -197,53 +203,50 @@ class Flamingo(nn.Module):
             loss_sum, (targets[:, 1:] != -100).sum(), load_balance, z_loss, logits=logits
         )
         if self.language_loss or self.contrastive is not None:
-            self._unseen(output, latents, media.slots, input_ids, mask, targets)
+            self._unseen(output, context, input_ids, mask, targets)
         return output
 
     def _unseen(
         self,
         output: FlamingoOutput,
-        latents: Tensor,
-        slots: Tensor,
+        context: FusionContext,
         input_ids: Tensor,
         mask: Tensor,
         targets: Tensor,
     ) -> None:
         """Fill in the losses of the text alone; one pass with the media hidden serves both."""
         # Hidden in the mask, not left out: every rank goes on using every parameter.
-        context = self._context(latents, slots, mask, hide_media=True)
+        context = replace(context, hide_media=True)
         with self._fusion.using(context):
-            hidden = self._body(input_ids, mask)
+            hidden = self._body(input_ids, mask, context.documents)
             if self.language_loss:
                 output.language_loss_sum = self._loss(hidden, targets, context)
         self._router_logits.clear()
         if self.contrastive is not None:
-            last = mask.long().cumsum(1).argmax(1)
-            text = hidden[torch.arange(len(hidden), device=hidden.device), last]
-            has_text = (targets != -100).any(1)
+            documents = torch.where(mask, 0, -1) if context.documents is None else context.documents
+            pairs = find_pairs(
+                documents, self.token_ids.is_media(input_ids), targets, context.slots
+            )
             output.contrastive_loss, output.contrastive_accuracy = self.contrastive(
-                latents[:, 0], text, (slots[:, 0] >= 0) & has_text, across_ranks=self.training
+                context.latents[pairs.row, pairs.slot],
+                hidden[pairs.row, pairs.last],
+                pairs.whole,
+                across_ranks=self.training,
             )
 
     def _context(
-        self, latents: Tensor, slots: Tensor, mask: Tensor | None, *, hide_media: bool = False
+        self,
+        latents: Tensor,
+        slots: Tensor,
+        mask: Tensor | None,
+        documents: Tensor | None = None,
     ) -> FusionContext:
         real_tokens = None
         if mask is not None and not mask.is_meta and self._probed and not bool(mask.all()):
             real_tokens = mask.flatten().nonzero().squeeze(1)
         return FusionContext(
-            latents, slots, *self.new_tokens(), real_tokens=real_tokens, hide_media=hide_media
+            latents, slots, *self.new_tokens(), real_tokens=real_tokens, documents=documents
         )
-
-    def _body(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """Hidden states ``[B, T, H]`` in front of the head."""
-        keywords = {}
-        if self._takes_positions:
-            keywords["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
-        body = self.language.base_model
-        return body(
-            input_ids=input_ids, attention_mask=mask.long(), use_cache=False, **keywords
-        ).last_hidden_state
 
     def _loss(self, hidden_BTH: Tensor, targets_BT: Tensor, context: FusionContext) -> Tensor:
         """Summed cross entropy of the next tokens; only hidden states with a target meet the head."""

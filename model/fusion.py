@@ -30,6 +30,7 @@ class FusionContext:
         input_rows: rows of the new tokens for the embedding.
         output_rows: rows of the new text tokens for the head.
         real_tokens: flat indices of the tokens that are no padding, or None when all are.
+        documents: long ``[B, T]``, see `model.media.media_mask`; None when a row is one document.
         hide_media: no token sees any medium.
         generating: the row is continued call by call; keys and values of the latents are kept.
         seen: long ``[B']``, media tokens in earlier calls. B' may be a multiple of B: beams.
@@ -43,6 +44,7 @@ class FusionContext:
     input_rows: Tensor
     output_rows: Tensor
     real_tokens: Tensor | None = None
+    documents: Tensor | None = None
     hide_media: bool = False
     generating: bool = False
     seen: Tensor | None = None
@@ -111,7 +113,11 @@ class HideNewTokens:
         beams = len(input_ids) // len(context.slots)
         slots = context.slots if beams == 1 else context.slots.repeat_interleave(beams, dim=0)
         context.visible = media_mask(
-            is_media, slots, attend=self.fusion.attend, seen_B=context.seen
+            is_media,
+            slots,
+            attend=self.fusion.attend,
+            seen_B=context.seen,
+            documents_BT=context.documents,
         )
         if context.hide_media:
             context.visible = torch.zeros_like(context.visible)

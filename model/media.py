@@ -98,7 +98,12 @@ def place_latents(latents_XLD: Tensor, slots_BM: Tensor) -> Tensor:
 
 
 def media_mask(
-    is_media_BT: Tensor, slots_BM: Tensor, *, attend: str = "latest", seen_B: Tensor | None = None
+    is_media_BT: Tensor,
+    slots_BM: Tensor,
+    *,
+    attend: str = "latest",
+    seen_B: Tensor | None = None,
+    documents_BT: Tensor | None = None,
 ) -> Tensor:
     """Which slots each text token may attend to.
 
@@ -107,9 +112,11 @@ def media_mask(
         slots_BM: as in `Media`.
         attend: ``latest``, only the last medium at or before the token; ``all_previous``, every one.
         seen_B: media tokens of each row before these tokens, when a row comes in pieces.
+        documents_BT: long, which document of its row a token belongs to, when a row has several; a
+            token sees media of its own document only.
 
     Returns:
-        bool ``[B, T, M]``; a token before the first medium sees none.
+        bool ``[B, T, M]``; a token before the first medium, of its document, sees none.
 
     Raises:
         ValueError: a row has more media tokens than media; attending on would read a stranger's.
@@ -131,4 +138,11 @@ def media_mask(
     slot_M = torch.arange(1, slots_BM.shape[1] + 1, device=is_media_BT.device)
     count_BT1 = count_BT.unsqueeze(-1)
     shown = count_BT1 == slot_M if attend == "latest" else count_BT1 >= slot_M
-    return shown & (slots_BM >= 0).unsqueeze(1)
+    visible = shown & (slots_BM >= 0).unsqueeze(1)
+    if documents_BT is not None:
+        # The m-th media token of the row stands in the document that slot m belongs to.
+        owner_BM = torch.full_like(slots_BM, -1)
+        row, token = is_media_BT.nonzero(as_tuple=True)
+        owner_BM[row, count_BT[row, token] - 1] = documents_BT[row, token]
+        visible = visible & (owner_BM.unsqueeze(1) == documents_BT.unsqueeze(-1))
+    return visible

@@ -17,11 +17,16 @@ class BatchPlan:
     def accumulation_steps(self) -> int:
         return self.global_size // (self.micro_size * self.world_size)
 
-    def positions(self, step: int, rank: int, micro_step: int) -> range:
-        """Positions in the global order that `rank` computes in a micro-step of `step`."""
-        chunk = micro_step * self.world_size + rank
-        start = step * self.global_size + chunk * self.micro_size
-        return range(start, start + self.micro_size)
+    def part(self, rank: int, micro_step: int | None = None) -> slice:
+        """Which samples of the arranged global batch `rank` computes, in a micro-step or in all.
+
+        A rank's samples lie together, since neighbours of the arrangement share shards.
+        """
+        first = rank * self.micro_size * self.accumulation_steps
+        if micro_step is None:
+            return slice(first, first + self.micro_size * self.accumulation_steps)
+        first += micro_step * self.micro_size
+        return slice(first, first + self.micro_size)
 
 
 def check_batch(global_size: int, micro_size: int, world_size: int) -> list[Problem]:

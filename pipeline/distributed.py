@@ -61,13 +61,13 @@ def stop_group() -> None:
         dist.destroy_process_group()
 
 
-def sum_over_ranks(value: float, info: DistInfo) -> float:
-    """Sum of one number over all ranks; every rank must call it."""
+def sum_over_ranks(value: float | list[float], info: DistInfo) -> float | list[float]:
+    """Sum of one number, or of each of some, over all ranks; every rank must call it."""
     if info.world_size == 1:
         return value
     tensor = torch.tensor(value, dtype=torch.float64, device=info.device)
     dist.all_reduce(tensor)
-    return tensor.item()
+    return tensor.tolist()
 
 
 class StopRequest:

@@ -57,12 +57,13 @@ def caption(objective: FlamingoObjective, batch: Batch, config, *, zero_image: b
     """Greedy captions of a batch's images; the batch's own texts are not looked at."""
     prompt = torch.tensor(objective.text.prompt).expand(len(batch.keys), -1)
     batch = batch.zero_images() if zero_image else batch
+    parameter = next(objective.model.parameters())
     ids = objective.model.generate(
-        batch.media,
+        batch.to(parameter.device, parameter.dtype).media,
         prompt,
         torch.ones_like(prompt, dtype=torch.bool),
         max_new_tokens=config.max_new_tokens,
-        eos_token_id=objective.text.tokenizer.eos_token_id,
+        eos_token_id=objective.text.end_ids,
         pad_token_id=objective.text.pad_id,
     )
     return [objective.text.decode(row[prompt.shape[1] :].tolist()) for row in ids]
@@ -156,8 +157,8 @@ def _exact(captions: list[str], truth: list[str]) -> float:
 
 def _contact_sheet(held_out: HeldOut, table: dict, count: int) -> Image.Image:
     """Pictures in a grid, each over its true caption, the generated one, and the one without image."""
-    places = [(r, n) for r in held_out.readers for n in range(len(r))]
     count = min(count, len(table["caption"]))
+    places = held_out.places(len(table["caption"]))
     columns = max(1, min(4, count))
     rows = -(-count // columns)
     height = TILE + 120
@@ -165,8 +166,8 @@ def _contact_sheet(held_out: HeldOut, table: dict, count: int) -> Image.Image:
     draw = ImageDraw.Draw(sheet)
     for i in range(count):
         sample = i * len(table["caption"]) // count  # spread over the whole set
-        reader, number = places[sample]
-        picture = Image.open(io.BytesIO(reader.read(number).image)).convert("RGB")
+        dataset, number = places[sample]
+        picture = Image.open(io.BytesIO(dataset.read(number).images[0])).convert("RGB")
         scale = TILE / max(picture.size)
         picture = picture.resize([max(1, round(s * scale)) for s in picture.size])
         x, y = i % columns * (TILE + 16) + 8, i // columns * height

@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-from PIL import UnidentifiedImageError
-
 from data_prep.errors import ConfigError, Problem
 from pipeline.config import RunConfig
 from pipeline.data.batch import collate
-from pipeline.data.shards import RawSample
+from pipeline.data.dataset import RawSample, UnusableSampleError
+from pipeline.data.samples import decode_sample
 from pipeline.evaluate import caption, load_run
 
 
@@ -27,13 +26,13 @@ def generate(config: RunConfig, files: list[Path]) -> dict[str, str]:
     objective, _ = load_run(config)
     captions = {}
     for file in files:
+        raw = RawSample(str(file), [file.read_bytes(), ""])
+        (encoded,) = objective.text.encode([raw.parts])
         try:
-            batch = collate(
-                [RawSample(file.read_bytes(), "", str(file))], objective.text, objective.image
-            )
-        except (UnidentifiedImageError, OSError) as error:
-            raise ConfigError(
-                [Problem("IMAGE", str(file), f"can be decoded: {error}", "give a PNG or JPEG")]
-            ) from None
+            sample = decode_sample(raw, encoded, objective.image, -1, seed=None)
+        except UnusableSampleError as error:
+            rule = f"can be decoded: {error.reason}"
+            raise ConfigError([Problem("IMAGE", str(file), rule, "give a PNG or JPEG")]) from None
+        batch = collate([sample], objective.image, pad_id=objective.text.pad_id)
         captions[str(file)] = caption(objective, batch, config.evaluation, zero_image=False)[0]
     return captions

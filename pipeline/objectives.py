@@ -18,8 +18,10 @@ from model.identity import frozen_identity
 from model.language import build_language, load_tokenizer
 from model.tokens import END_OF_CHUNK, IMAGE_TOKEN, TokenIds
 from pipeline.config import RunConfig
-from pipeline.data.batch import Batch, ImageFormat, TextFormat
-from pipeline.data.shards import ShardReader
+from pipeline.data.batch import Batch
+from pipeline.data.image import ImageFormat
+from pipeline.data.loader import open_sources
+from pipeline.data.text import TextFormat
 from pipeline.data.tokenizer import train_tokenizer
 
 VOCAB_SIZE = 512
@@ -64,13 +66,17 @@ class FlamingoObjective:
             raise ConfigError(
                 [Problem("model", str(error), rule, "correct the key it names")]
             ) from error
-        self.text = TextFormat(tokenizer, token_ids, config.data.max_text_tokens)
+        self.text = TextFormat(
+            tokenizer, token_ids, config.data.max_text_tokens, config.data.max_images
+        )
         self.frozen = {
             f"model.{part}.path": frozen_identity(getattr(config.model, part).path)
             for part in ("vision", "language")
         }
         vision = self.model.vision
-        self.image = ImageFormat(vision.image_size, tuple(vision.mean), tuple(vision.std))
+        self.image = ImageFormat(
+            vision.image_size, tuple(vision.mean), tuple(vision.std), config.data.image
+        )
         if config.train.activation_checkpointing:
             self.model.checkpoint_activations()
         self._experts = config.model.experts
@@ -114,7 +120,7 @@ class LanguageObjective:
             config.tower, len(tokenizer), eos_token_id=tokenizer.eos_token_id
         )
         self.text = TextFormat(tokenizer, None, config.data.max_text_tokens)
-        self.image = ImageFormat(config.tower.image_size, HALF, HALF)
+        self.image = None  # not one image needs to be decoded
         self._folder = Path(config.model.language.path)
 
     def loss(self, module: nn.Module, batch: Batch, scale: LossScale) -> tuple[Tensor, dict]:
@@ -141,7 +147,7 @@ class ContrastiveObjective:
             config.tower, vocab_size=len(tokenizer), form=config.loss.contrastive_form
         )
         self.text = TextFormat(tokenizer, None, config.data.max_text_tokens)
-        self.image = ImageFormat(config.tower.image_size, HALF, HALF)
+        self.image = ImageFormat(config.tower.image_size, HALF, HALF, config.data.image)
         self._folder = Path(config.model.vision.path)
 
     def loss(self, module: nn.Module, batch: Batch, scale: LossScale) -> tuple[Tensor, dict]:
@@ -161,18 +167,16 @@ OBJECTIVES = {
 }
 
 
-def run_flamingo(module: nn.Module, batch: Batch, *, zero_image: bool = False):
-    """Forward pass; `zero_image` replaces the pixels by zeros and keeps every mask, as the control."""
-    batch = batch.zero_images() if zero_image else batch
-    return module(batch.media, batch.input_ids, batch.attention_mask, batch.labels)
+def run_flamingo(module: nn.Module, batch: Batch):
+    """Forward pass of a batch that `Batch.to` has moved."""
+    return module(batch.media, batch.input_ids, batch.attention_mask, batch.labels, batch.documents)
 
 
 def caption_tokenizer(config: RunConfig):
     """Trained on the first captions of every source; the same for both towers."""
     texts = []
-    for name, source in config.data.sources.items():
-        reader = ShardReader(source.path, f"data.sources.{name}.path")
-        texts += [reader.read(n).text for n in range(min(len(reader), TOKENIZER_TEXTS))]
+    for dataset in open_sources(config.data).values():
+        texts += [dataset.read(n).text for n in range(min(len(dataset), TOKENIZER_TEXTS))]
     return train_tokenizer(texts, VOCAB_SIZE)
 
 

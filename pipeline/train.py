@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from data_prep.errors import DataBudgetError
 from pipeline.batch_plan import BatchPlan
 from pipeline.checkpoint import (
     check_frozen,
@@ -19,6 +20,8 @@ from pipeline.checkpoint import (
     save_checkpoint,
 )
 from pipeline.config import RunConfig
+from pipeline.data.batch import Batch
+from pipeline.data.budget import UnusableLog, check_budget
 from pipeline.data.loader import HeldOut, TrainStream
 from pipeline.deepspeed_config import build_deepspeed_config, check_run
 from pipeline.distributed import (
@@ -65,14 +68,21 @@ def train(config: RunConfig, *, fresh: bool = False) -> dict:
         precision = resolve_precision(config.train.precision, info.device)
         with divided_loading(config, plan, precision):
             objective = OBJECTIVES[config.objective](config, DTYPES[precision])
-        stream = TrainStream(config.data, config.seed, objective.text, objective.image)
+        folder = config.run_folder / "checkpoints"
+        found = None if fresh else find_checkpoint(folder)
+        saved = read_state(found) if found else None
+        stream = TrainStream(
+            config.data,
+            config.seed,
+            objective.text,
+            objective.image,
+            resume=(saved["data"], str(found)) if found else None,
+        )
         held_out = (
             HeldOut(config.data, objective.text, objective.image)
             if config.objective == "flamingo"
             else None
         )
-        folder = config.run_folder / "checkpoints"
-        found = None if fresh else find_checkpoint(folder)
         if found:
             check_resume(found, layout(config, info.world_size))
             check_frozen(found, objective.frozen)
@@ -80,8 +90,7 @@ def train(config: RunConfig, *, fresh: bool = False) -> dict:
         start, run_id = 0, None
         if found:
             engine.load_checkpoint(str(found), tag="engine", load_module_strict=False)
-            state = read_state(found)
-            start, run_id = state["step"], state["run_id"]
+            start, run_id = saved["step"], saved["run_id"]
         tracker = open_tracker(config, is_main=info.is_main, run_id=run_id)
         if info.is_main:
             for path in _write_run_files(config, plan, precision):
@@ -129,7 +138,6 @@ def _loop(
         "run_id": tracker.run_id,
         "seed": config.seed,
         "precision": precision,
-        "fingerprints": stream.fingerprints,
         "layout": layout(config, info.world_size),
         "frozen": objective.frozen,
     }
@@ -148,12 +156,14 @@ def _loop(
     # What is there now stays: the collector need not look at a million library objects again.
     gc.collect()
     gc.freeze()
+    data, unusable = stream.state, UnusableLog(config.run_folder, info.rank)
+    coming = stream.steps(plan, info.rank, data.position, steps - start)
     waiting_since = time.perf_counter()
     with RunProgress(config.name, total=steps, done=start, silent=not info.is_main) as progress:
-        for step, micro_batches in enumerate(stream.steps(plan, info.rank, start, steps), start):
+        for step, micro_batches in enumerate(coming, start):
             waited += time.perf_counter() - waiting_since
-            targets = sum(b.num_target_tokens for b in micro_batches)
-            scale = LossScale(sum_over_ranks(targets, info), splits)
+            targets, replaced = agree_on_data(micro_batches, info)
+            scale = LossScale(targets, splits)
             lr = learning_rate(config.optim, step, steps)
             for group in engine.optimizer.param_groups:
                 group["lr"] = lr
@@ -166,6 +176,9 @@ def _loop(
                 engine.step()
                 reports.append(report)
             samples += plan.global_size
+            unusable.add(micro_batches)
+            data = data.advanced(plan.global_size, replaced)
+            check_budget(config.data.budget, replaced=data.replaced, consumed=data.position)
             done = step + 1
             last = done == steps
 
@@ -179,6 +192,8 @@ def _loop(
                     "grad_norm": float(engine.get_global_grad_norm() or 0.0),
                     "samples_per_second": samples / seconds,
                     "step_wait_ratio": waited / seconds,
+                    "position": data.position,
+                    "unusable_samples": data.replaced,
                 }
                 tracker.metrics(report, done)
                 main_loss = next(iter(report.values()))
@@ -194,7 +209,7 @@ def _loop(
                 save_checkpoint(
                     engine,
                     folder,
-                    state | {"step": done, "position": done * plan.global_size},
+                    state | {"step": done, "data": data.to_json()},
                     info,
                     keep_last=config.checkpoint.keep_last,
                 )
@@ -204,12 +219,30 @@ def _loop(
                 break
             waiting_since = time.perf_counter()
 
-    summary |= {k: v for k, v in report.items() if k not in ("lr", "loss_sum")}
+    summary |= {k: v for k, v in report.items() if k not in ("lr", "loss_sum", "position")}
     summary["seconds"] = time.perf_counter() - began
     summary["optimizer_state_bytes"] = optimizer_state_dtypes(engine)
     if info.is_main and summary["finished"]:
         objective.finish(engine.module)
     return summary
+
+
+def agree_on_data(batches: list[Batch] | DataBudgetError, info: DistInfo) -> tuple[float, int]:
+    """Target tokens of the global batch, and samples replaced in it; every rank must call it.
+
+    Raises:
+        DataBudgetError: on every rank, when any of them could not make its part.
+    """
+    failed = isinstance(batches, DataBudgetError)
+    mine = [] if failed else batches
+    targets = sum(batch.num_target_tokens for batch in mine)
+    replaced = sum(r.counted for batch in mine for r in batch.replaced)
+    targets, replaced, failures = sum_over_ranks([targets, replaced, failed], info)
+    if failed:
+        raise batches
+    if failures:
+        raise DataBudgetError("another rank met too many samples in a row that cannot be used")
+    return targets, int(replaced)
 
 
 def _join_reports(reports: list[dict], scale: LossScale, info: DistInfo) -> dict[str, float]:

@@ -23,8 +23,8 @@ def held_out_losses(
     for name, zero_image in (("held_out_loss", False), ("held_out_loss_zero_image", True)):
         total = 0.0
         for batch in batches:
-            moved = batch.to(info.device, dtype)
-            total += run_flamingo(module, moved, zero_image=zero_image).loss_sum.item()
+            shown = batch.zero_images() if zero_image else batch
+            total += run_flamingo(module, shown.to(info.device, dtype)).loss_sum.item()
         losses[name] = sum_over_ranks(total, info) / tokens
     module.train(was_training)
     return losses

@@ -1,21 +1,47 @@
-"""What a rank gets: the tensors of a batch, and how pairs become them.
+"""What a rank gets: the tensors of a micro-batch, and how samples become them.
 
 Letters: B rows, N images, F frames, M media slots, T tokens, S pixels of a side.
 """
 
-import io
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from model.media import Media, MediaInput
-from model.tokens import TokenIds
-from pipeline.data.shards import RawSample
+from pipeline.data.image import ImageFormat
+from pipeline.data.packing import pack_rows
+from pipeline.data.text import IGNORE, Encoded
 
-IGNORE = -100
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample, ready to be laid out.
+
+    Attributes:
+        key: where it came from, "source/key in the tar".
+        text: its texts, to be read.
+        encoded: tokens and labels.
+        pixels: uint8 ``[3, S, S]`` for each image token.
+        position: in the global order; -1 for what is not in it.
+    """
+
+    key: str
+    text: str
+    encoded: Encoded
+    pixels: list[np.ndarray]
+    position: int = -1
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """A sample that could not be used, and where another stands in for it."""
+
+    position: int
+    key: str
+    reason: str
+    counted: bool
 
 
 @dataclass(frozen=True)
@@ -23,21 +49,32 @@ class Batch:
     """One micro-batch.
 
     Attributes:
-        media: float32 images (N, F, 3, S, S), normalised for the encoder and without padding, and
-            int64 slots (B, M) that say which of them stands where in a row, -1 for none.
+        media: images and int64 slots (B, M) that say which of them stands where in a row, -1 for
+            none. Images are uint8 (N, F, 3, S, S) until `to`, which normalises them for the encoder;
+            there is no padding among them. Text of one sample never sees an image of another.
         input_ids: int64 (B, T), padded on the right with the pad token.
         attention_mask: bool (B, T), False on padding.
-        labels: int64 (B, T), the token itself where it is predicted, IGNORE on marks and padding.
-        keys: where each sample came from, "source/row".
+        labels: int64 (B, T), the token itself where it is predicted, `IGNORE` elsewhere.
+        documents: int64 (B, T), number of the sample within its row, -1 on padding; None where
+            every row is one sample. Samples of one row do not see each other.
+        keys: where each sample came from, "source/key", in the order of the global order's slice.
         texts: the captions.
+        positions: of each sample in the global order.
+        replaced: samples that could not be used.
+        mean, std: of the encoder, per channel of values from 0 to 1.
     """
 
     media: Media
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor
+    documents: Tensor | None
     keys: list[str]
     texts: list[str]
+    positions: list[int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    replaced: list[Replacement]
 
     @property
     def num_target_tokens(self) -> int:
@@ -45,109 +82,109 @@ class Batch:
         return int((self.labels[:, 1:] != IGNORE).sum())
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Batch":
+        """Move to a device; images become normalised floats there, a quarter of the bytes moved."""
+        names = ("input_ids", "attention_mask", "labels", "documents")
+        tensors = {name: getattr(self, name) for name in names}
         moved = {
-            name: getattr(self, name).to(device)
-            for name in ("input_ids", "attention_mask", "labels")
+            name: None if tensor is None else tensor.to(device, non_blocking=True)
+            for name, tensor in tensors.items()
         }
-        media = self.media.to(device, dtype)
-        return Batch(media, keys=self.keys, texts=self.texts, **moved)
+        inputs = {
+            kind: replace(m, data=self._normalised(m.data.to(device, non_blocking=True), dtype))
+            for kind, m in self.media.inputs.items()
+        }
+        media = Media(self.media.slots.to(device, non_blocking=True), inputs)
+        return replace(self, media=media, **moved)
+
+    def _normalised(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:
+        if pixels.is_floating_point():
+            return pixels.to(dtype)
+        mean, std = (
+            torch.tensor(values, device=pixels.device).view(3, 1, 1)
+            for values in (self.mean, self.std)
+        )
+        # One product and one sum for each value: x / 255 / std - mean / std.
+        return (pixels.float() * (1 / (255 * std)) - mean / std).to(dtype)
 
     def zero_images(self) -> "Batch":
-        """The control: the same rows, masks and texts with black pixels."""
-        inputs = {
-            kind: replace(m, data=torch.zeros_like(m.data)) for kind, m in self.media.inputs.items()
-        }
+        """The control: the same rows, masks and texts with black pixels.
+
+        Raises:
+            ValueError: the images are normalised already, where 0 is no black.
+        """
+        inputs = {}
+        for kind, media in self.media.inputs.items():
+            if media.data.is_floating_point():
+                raise ValueError("make images black before they are normalised by `to`")
+            inputs[kind] = replace(media, data=torch.zeros_like(media.data))
         return replace(self, media=replace(self.media, inputs=inputs))
 
+    def pin_memory(self) -> "Batch":
+        """Lay the tensors where a GPU fetches them without waiting; called by torch's loader."""
+        pinned = {
+            name: tensor.pin_memory()
+            for name in ("input_ids", "attention_mask", "labels", "documents")
+            if (tensor := getattr(self, name)) is not None
+        }
+        inputs = {k: replace(m, data=m.data.pin_memory()) for k, m in self.media.inputs.items()}
+        return replace(self, media=Media(self.media.slots.pin_memory(), inputs), **pinned)
 
-@dataclass(frozen=True)
-class TextFormat:
-    """How a caption becomes tokens: [<image>] begin caption end.
 
-    Attributes:
-        tokenizer: a transformers tokenizer.
-        token_ids: of the new tokens, or None where the text stands alone.
-        max_tokens: longest row, marks included; the caption is cut, the end mark is kept.
+def collate(
+    samples: list[Sample],
+    image: ImageFormat | None,
+    *,
+    pad_id: int,
+    pack_tokens: int | None = None,
+    replaced: list[Replacement] | None = None,
+) -> Batch:
+    """Samples to a batch.
+
+    Args:
+        samples: in the order of the global order's slice.
+        image: that made their pixels; None where they have none.
+        pad_id: token that fills rows.
+        pack_tokens: longest row of several samples; None gives every sample a row.
+        replaced: goes into the batch.
     """
-
-    tokenizer: object
-    token_ids: TokenIds | None
-    max_tokens: int
-
-    @property
-    def begin_id(self) -> int:
-        begin = self.tokenizer.bos_token_id
-        return self.tokenizer.eos_token_id if begin is None else begin
-
-    @property
-    def pad_id(self) -> int:
-        pad = self.tokenizer.pad_token_id
-        return self.tokenizer.eos_token_id if pad is None else pad
-
-    @property
-    def prompt(self) -> list[int]:
-        """What stands before every caption; carries no loss."""
-        marks = [] if self.token_ids is None else [self.token_ids.media["image"]]
-        return [*marks, self.begin_id]
-
-    def encode(self, text: str) -> tuple[list[int], list[int]]:
-        """(ids, labels) of one caption."""
-        room = self.max_tokens - len(self.prompt) - 1
-        body = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        # A caption from the web may spell the marks; it must not ask for an image of its own.
-        marks = () if self.token_ids is None else self.token_ids.ordered
-        body = [i for i in body if i not in marks][:room]
-        body = [*body, self.tokenizer.eos_token_id]
-        return [*self.prompt, *body], [IGNORE] * len(self.prompt) + body
-
-    def decode(self, ids: list[int]) -> str:
-        """Text up to the first end mark."""
-        end = self.tokenizer.eos_token_id
-        ids = ids[: ids.index(end)] if end in ids else ids
-        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
-
-
-@dataclass(frozen=True)
-class ImageFormat:
-    """How an encoded image becomes pixels: square of `size`, (value / 255 - mean) / std."""
-
-    size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-    def decode(self, data: bytes) -> Tensor:
-        """float32 (3, S, S)."""
-        image = Image.open(io.BytesIO(data)).convert("RGB")
-        if image.size != (self.size, self.size):
-            image = image.resize((self.size, self.size), Image.Resampling.BICUBIC)
-        pixels = np.asarray(image, np.float32) / 255.0
-        pixels = (pixels - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
-        return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
-
-
-def collate(samples: list[RawSample], text: TextFormat, image: ImageFormat) -> Batch:
-    """Pairs -> Batch, one image a sample (M = F = 1)."""
-    encoded = [text.encode(s.text) for s in samples]
-    width = max(len(ids) for ids, _ in encoded)
-    input_ids = torch.full((len(samples), width), text.pad_id)
-    labels = torch.full((len(samples), width), IGNORE)
-    attention_mask = torch.zeros(len(samples), width, dtype=torch.bool)
-    for row, (ids, targets) in enumerate(encoded):
-        input_ids[row, : len(ids)] = torch.tensor(ids)
-        labels[row, : len(ids)] = torch.tensor(targets)
-        attention_mask[row, : len(ids)] = True
+    lengths = [len(sample.encoded.ids) for sample in samples]
+    rows = [[i] for i in range(len(samples))]
+    if pack_tokens is not None:
+        rows = pack_rows(lengths, pack_tokens)
+    width = max(sum(lengths[i] for i in row) for row in rows)
+    slots_in_row = [sum(samples[i].encoded.num_images for i in row) for row in rows]
+    input_ids = np.full((len(rows), width), pad_id)
+    labels = np.full((len(rows), width), IGNORE)
+    documents = np.full((len(rows), width), -1)
+    slots = np.full((len(rows), max(1, *slots_in_row)), -1)
+    pixels: list[np.ndarray] = []
+    for r, row in enumerate(rows):
+        at = slot = 0
+        for number, i in enumerate(row):
+            encoded, end = samples[i].encoded, at + lengths[i]
+            input_ids[r, at:end], labels[r, at:end] = encoded.ids, encoded.labels
+            documents[r, at:end] = number
+            slots[r, slot : slot + encoded.num_images] = range(
+                len(pixels), len(pixels) + encoded.num_images
+            )
+            pixels += samples[i].pixels
+            at, slot = end, slot + encoded.num_images
+    # A batch without any image still has one, black and in no slot: every rank runs the encoder.
+    side = 1 if image is None else image.size
+    frames = np.stack(pixels) if pixels else np.zeros((1, 3, side, side), np.uint8)
+    documents_tensor = torch.from_numpy(documents)
     return Batch(
         media=Media(
-            torch.arange(len(samples)).unsqueeze(1),
-            {
-                "image": MediaInput(
-                    torch.stack([image.decode(s.image) for s in samples]).unsqueeze(1)
-                )
-            },
+            torch.from_numpy(slots), {"image": MediaInput(torch.from_numpy(frames).unsqueeze(1))}
         ),
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        labels=labels,
-        keys=[s.key for s in samples],
-        texts=[s.text for s in samples],
+        input_ids=torch.from_numpy(input_ids),
+        attention_mask=documents_tensor >= 0,
+        labels=torch.from_numpy(labels),
+        documents=None if pack_tokens is None else documents_tensor,
+        keys=[sample.key for sample in samples],
+        texts=[sample.text for sample in samples],
+        positions=[sample.position for sample in samples],
+        mean=(0.0, 0.0, 0.0) if image is None else image.mean,
+        std=(1.0, 1.0, 1.0) if image is None else image.std,
+        replaced=replaced or [],
     )

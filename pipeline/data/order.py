@@ -1,81 +1,195 @@
-"""The global order: position -> (source, sample), a pure function of the seed.
+"""The global order: position -> (source, epoch, shard, sample), a pure function of the seed.
 
-Nothing here knows of ranks, workers or batches: any number of them asks for the same positions and gets the
-same samples. O(1) memory: no permutation is stored.
+Nothing here knows of ranks, workers or batches. Memory grows with the number of shards, not of samples.
+
+A source is read in epochs. In an epoch its shards are shuffled and laid end to end, and the line is cut
+into lanes of equal length; the samples are dealt from one lane after another, and within a lane in
+random order block by block. So a lane reads one or two shards at a time, and whoever reads the same
+lanes in every step reads the same shards.
 """
+
+from dataclasses import dataclass, fields
 
 import numpy as np
 
-_ROUNDS = 4
-_CYCLE = 1000
+from pipeline.data.mixing import Mixture, WeightsLog
+from pipeline.data.permutation import hash_key, permute
+
+EPOCHS_KEPT = 4
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the samples of some positions are; arrays of one length.
+
+    Attributes:
+        position: int64, in the global order.
+        source: int64, number of the source.
+        rank: int64, samples of the source before this one, over all epochs.
+        shard: int64, number of the shard in the source.
+        slot: int64, number of the sample among those of the shard that are kept.
+        lane: float64 in [0, 1), place of the lane among all lanes of the source.
+    """
+
+    position: np.ndarray
+    source: np.ndarray
+    rank: np.ndarray
+    shard: np.ndarray
+    slot: np.ndarray
+    lane: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.position)
+
+    def __getitem__(self, index: slice | np.ndarray) -> "Places":
+        return Places(*(getattr(self, f.name)[index] for f in fields(self)))
+
+
+class SourceOrder:
+    """The order of one source: rank -> (shard, slot, lane).
+
+    Args:
+        seed: of the run.
+        name: of the source; the order of a source does not depend on what it is mixed with.
+        counts: kept samples of each shard.
+        lanes: lanes, at most; there are never more than samples.
+        block: samples of a lane that are shuffled among themselves.
+
+    Raises:
+        ValueError: there is no sample.
+    """
+
+    def __init__(self, seed: int, name: str, counts: np.ndarray, *, lanes: int, block: int) -> None:
+        self.counts = np.asarray(counts, np.int64)
+        self.size = int(self.counts.sum())
+        if self.size < 1:
+            raise ValueError(f"source {name} has no sample")
+        self.lanes = min(lanes, self.size)
+        self.block = block
+        self._key = hash_key(seed, name)
+        quotient, rest = divmod(self.size, self.lanes)
+        # Dealing goes through the lanes by reversed bits, so that any few samples in a row come
+        # from lanes spread over all of them.
+        reversed_bits = _reverse_bits(np.arange(self.lanes))
+        self._lane_of_turn = np.argsort(np.argsort(reversed_bits, kind="stable"), kind="stable")
+        self._length = np.full(self.lanes, quotient, np.int64)
+        self._length[self._lane_of_turn[:rest]] += 1
+        self._start = np.concatenate([[0], np.cumsum(self._length)[:-1]])
+        self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def locate(self, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(shard, slot, lane in [0, 1)) of each rank."""
+        epochs, index = np.divmod(ranks, self.size)
+        index, turn = np.divmod(index, self.lanes)
+        lane = self._lane_of_turn[turn]
+        block, within = np.divmod(index, self.block)
+        block_size = np.minimum(self.block, self._length[lane] - block * self.block)
+        key = hash_key(self._key, epochs, lane, block)
+        line = self._start[lane] + block * self.block + permute(within, block_size, key)
+        shard, slot = np.empty_like(line), np.empty_like(line)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            shuffled, ends = self._epoch(int(epoch))
+            place = np.searchsorted(ends, line[here], side="right")
+            shard[here] = shuffled[place]
+            slot[here] = line[here] - (ends[place] - self.counts[shuffled[place]])
+        return shard, slot, lane / self.lanes
+
+    def successor(self, rank: int, attempt: int) -> int:
+        """The rank of the sample that stands in for one that cannot be used.
+
+        The `attempt`-th next one of the same lane and epoch; behind the end of a lane stands the next
+        lane, and behind the last the first. So the first `size` attempts are all others.
+        """
+        epoch, index = divmod(rank, self.size)
+        along, turn = divmod(index, self.lanes)
+        quotient, rest = divmod(self.size, self.lanes)
+        line = (turn * quotient + min(turn, rest) + along + attempt) % self.size
+        # Back: the first `rest` turns have one sample more than the others.
+        turn, along = divmod(line, quotient + 1)
+        if turn >= rest:
+            turn, along = divmod(line - rest * (quotient + 1), quotient)
+            turn += rest
+        return epoch * self.size + along * self.lanes + turn
+
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Shards in the order of an epoch, and where each of them ends on the line."""
+        if epoch not in self._epochs:
+            if len(self._epochs) >= EPOCHS_KEPT:
+                del self._epochs[next(iter(self._epochs))]
+            keys = hash_key(self._key, "shards", epoch, np.arange(len(self.counts)))
+            shuffled = np.argsort(keys, kind="stable")
+            self._epochs[epoch] = shuffled, np.cumsum(self.counts[shuffled])
+        return self._epochs[epoch]
 
 
 class Order:
-    """An endless order over several sources, mixed by weight, each source shuffled anew in every epoch.
+    """An endless order over several sources, mixed by weight, each shuffled anew in every epoch.
 
     Args:
         seed: of all permutations.
-        sizes: samples per source.
-        weights: relative share of each source in every prefix of the order.
+        counts: kept samples of each shard, by name of the source.
+        log: weights, see `pipeline.data.mixing.Mixture`.
+        lanes: of each source.
+        block: samples of a lane that are shuffled among themselves.
+
+    Raises:
+        ValueError: a source has no sample, or the log does not fit.
     """
 
-    def __init__(self, seed: int, sizes: list[int], weights: list[float]):
-        if len(sizes) != len(weights) or not sizes or min(sizes) < 1:
-            raise ValueError(f"needs one positive size per weight, got {sizes} and {weights}")
-        self.seed = seed
-        self.sizes = list(sizes)
-        self._pattern, self._ranks, self._per_cycle = _mixing_cycle(weights)
+    def __init__(
+        self,
+        seed: int,
+        counts: dict[str, np.ndarray],
+        log: WeightsLog,
+        *,
+        lanes: int = 256,
+        block: int = 4096,
+    ) -> None:
+        self.names = list(counts)
+        self.mixture = Mixture(self.names, log)
+        self.sources = [
+            SourceOrder(seed, name, count, lanes=lanes, block=block)
+            for name, count in counts.items()
+        ]
 
-    def locate(self, position: int) -> tuple[int, int]:
-        """(source, sample index in that source) at a position of the global order."""
-        source, rank = self._source(position)
-        epoch, index = divmod(rank, self.sizes[source])
-        return source, permute(index, self.sizes[source], (self.seed, source, epoch))
+    def locate(self, positions: np.ndarray) -> Places:
+        """Where the samples of these positions are; any positions, in any order."""
+        positions = np.asarray(positions, np.int64)
+        sources, ranks = self.mixture.locate(positions)
+        shard, slot = np.empty_like(positions), np.empty_like(positions)
+        lane = np.empty(len(positions))
+        for number in np.unique(sources):
+            here = sources == number
+            shard[here], slot[here], lane[here] = self.sources[number].locate(ranks[here])
+        return Places(positions, sources, ranks, shard, slot, lane)
 
-    def _source(self, position: int) -> tuple[int, int]:
-        """The source at `position`, and how often it was drawn before."""
-        cycle, slot = divmod(position, _CYCLE)
-        source = int(self._pattern[slot])
-        return source, cycle * int(self._per_cycle[source]) + int(self._ranks[slot])
+    def batch(self, position: int, size: int) -> Places:
+        """The samples of a global batch, arranged by lane.
 
+        Dividing the arrangement into equal consecutive parts gives every rank about the same lanes in
+        every batch, for any number of ranks.
+        """
+        places = self.locate(np.arange(position, position + size))
+        return places[np.lexsort((places.position, places.lane))]
 
-def _mixing_cycle(weights: list[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One cycle of the mixture: source per slot, earlier draws of it in the cycle, draws per source.
+    def successor(self, place: Places, attempt: int) -> Places:
+        """The place that stands in for one (of length 1) whose sample cannot be used."""
+        source = self.sources[int(place.source[0])]
+        rank = np.array([source.successor(int(place.rank[0]), attempt)])
+        shard, slot, lane = source.locate(rank)
+        return Places(place.position, place.source, rank, shard, slot, lane)
 
-    Every prefix holds each source's share to within one sample (earliest deadline first); shares are
-    rounded to 1 / _CYCLE, and a source is never rounded away.
-    """
-    share = np.asarray(weights, np.float64) / sum(weights)
-    per_cycle = np.maximum(1, np.floor(share * _CYCLE)).astype(np.int64)
-    while per_cycle.sum() != _CYCLE:
-        step = 1 if per_cycle.sum() < _CYCLE else -1
-        per_cycle[np.argmax(step * (share * _CYCLE - per_cycle))] += step
-    drawn = np.zeros(len(weights), np.int64)
-    pattern, ranks = np.empty(_CYCLE, np.int64), np.empty(_CYCLE, np.int64)
-    for slot in range(_CYCLE):
-        open_sources = np.flatnonzero(drawn * _CYCLE < per_cycle * (slot + 1))
-        deadline = (drawn[open_sources] + 1) / per_cycle[open_sources]
-        source = int(open_sources[np.argmin(deadline)])
-        pattern[slot], ranks[slot] = source, drawn[source]
-        drawn[source] += 1
-    return pattern, ranks, per_cycle
+    def epoch(self, place: Places) -> np.ndarray:
+        """Epoch of the source that each place belongs to."""
+        sizes = np.array([source.size for source in self.sources])
+        return place.rank // sizes[place.source]
 
 
-def permute(index: int, size: int, key: tuple[int, ...]) -> int:
-    """A bijection of range(size) chosen by `key`: a Feistel network, walked until inside the range.
-
-    Source: Black and Rogaway, Ciphers with Arbitrary Finite Domains (2002), cycle walking.
-    """
-    half = max(1, (max(1, size - 1).bit_length() + 1) // 2)
-    mask = (1 << half) - 1
-    keys = np.random.SeedSequence(key).generate_state(_ROUNDS, np.uint64)
-    while True:
-        left, right = index >> half, index & mask
-        for k in keys:
-            mixed = (right * 0x9E3779B97F4A7C15 + int(k)) & 0xFFFFFFFFFFFFFFFF
-            mixed ^= mixed >> 29
-            mixed = (mixed * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-            left, right = right, left ^ ((mixed >> 32) & mask)
-        index = (left << half) | right
-        if index < size:
-            return index
+def _reverse_bits(values: np.ndarray) -> np.ndarray:
+    """Bits of small non-negative integers in reverse; van der Corput's sequence, scaled."""
+    result, values = np.zeros_like(values), values.copy()
+    for _ in range(32):
+        result = (result << 1) | (values & 1)
+        values >>= 1
+    return result

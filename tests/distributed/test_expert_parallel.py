@@ -48,6 +48,7 @@ def one_step(info, root, strategy, expert_parallel):
     before = {n: p.detach().clone() for n, p in objective.model.named_parameters()}
     engine = start_engine(config, objective.model, plan, "fp32")
     engine.train()
+    batch = batch.to(info.device, torch.float32)
     loss, _ = objective.loss(engine, batch, LossScale(targets.item(), info.world_size))
     engine.backward(loss)
     engine.step()

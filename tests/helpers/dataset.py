@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,61 +18,67 @@ def write_scenes(
 ) -> None:
     """`count` scenes as a dataset folder of plain WebDataset shards."""
     make = make_held_out_scene if held_out else make_training_scene
+
+    def sample(row: int) -> dict[str, bytes]:
+        scene = make(row)
+        buffer = io.BytesIO()
+        render(scene).save(buffer, "JPEG", quality=95)
+        json_ = json.dumps({"row": row}).encode()
+        return {"jpg": buffer.getvalue(), "txt": scene.caption.encode(), "json": json_}
+
+    sizes = [min(shard_rows, count - start) for start in range(0, count, shard_rows)]
+    write_dataset(folder, sizes, sample)
+
+
+def write_dataset(
+    folder: Path, sizes: list[int], sample: Callable[[int], dict[str, bytes]]
+) -> None:
+    """A dataset folder with shards of these sizes; `sample(row)` gives members by extension."""
     (folder / "shards").mkdir(parents=True)
     (folder / "index").mkdir()
-    entries = []
-    for shard, start in enumerate(range(0, count, shard_rows)):
-        rows = range(start, min(start + shard_rows, count))
-        index = np.zeros(len(rows), INDEX_DTYPE)
+    entries, row = [], 0
+    for shard, size in enumerate(sizes):
+        index = np.zeros(size, INDEX_DTYPE)
         path = folder / "shards" / f"{shard:06d}.tar"
         with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for slot, row in enumerate(rows):
-                scene = make(row)
-                buffer = io.BytesIO()
-                render(scene).save(buffer, "JPEG", quality=95)
-                image, text = buffer.getvalue(), scene.caption.encode()
-                offsets = [
-                    _add(tar, f"{row:09d}.{e}", b) for e, b in (("jpg", image), ("txt", text))
-                ]
-                _add(tar, f"{row:09d}.json", json.dumps({"row": row}).encode())
-                digest = hashlib.sha256(image).digest()[:8]
+            for slot in range(size):
+                files, start = sample(row), tar.offset
+                for extension, data in files.items():
+                    member = tarfile.TarInfo(f"{row:09d}.{extension}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+                images = [d for e, d in files.items() if e.endswith("jpg")]
+                texts = [d for e, d in files.items() if e.endswith("txt")]
+                digest = hashlib.sha256(images[0]).digest()[:8] if images else bytes(8)
                 index[slot] = (
-                    offsets[0],
-                    len(image),
-                    offsets[1] - offsets[0],
-                    len(text),
+                    start,
+                    tar.offset - start,
                     row,
-                    int.from_bytes(digest, "little"),
+                    int.from_bytes(digest, "big"),
                     64,
                     64,
+                    sum(map(len, texts)),
+                    len(images),
                 )
+                row += 1
         np.save(folder / "index" / f"{shard:06d}.npy", index)
-        sha = hashlib.sha256(path.read_bytes()).hexdigest()
         entries.append(
             ShardEntry(
                 name=f"{shard:06d}",
-                rows=len(rows),
-                samples=len(rows),
+                path=f"shards/{shard:06d}.tar",
+                rows=size,
+                samples=size,
                 bytes=path.stat().st_size,
-                sha256=sha,
+                sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
             )
         )
     manifest = Manifest(
         source=folder.name,
         input_fingerprint="0" * 64,
         policy_hash="0" * 64,
-        rows=count,
-        samples=count,
-        statuses={"ok": count},
+        rows=row,
+        samples=row,
+        statuses={"ok": row},
         shards=entries,
     )
     (folder / "manifest.json").write_text(manifest.model_dump_json())
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
-    """Add a member; the offset of its data."""
-    member = tarfile.TarInfo(name)
-    member.size = len(data)
-    offset = tar.offset + tarfile.BLOCKSIZE
-    tar.addfile(member, io.BytesIO(data))
-    return offset

@@ -11,8 +11,8 @@ def make_manifest(**changes):
     return Manifest(**{**values, "statuses": {"ok": 1}, "shards": [], **changes})
 
 
-def test_an_index_record_has_36_bytes():
-    assert INDEX_DTYPE.itemsize == 36
+def test_an_index_record_has_38_bytes():
+    assert INDEX_DTYPE.itemsize == 38
 
 
 def test_the_fingerprint_follows_the_content():
@@ -29,10 +29,10 @@ def test_load_manifest_reads_what_was_written(tmp_path):
     ("content", "message"),
     [
         (None, "this one does not, so it is no dataset folder"),
-        ("{}", "must follow schema version 1; 7 fields do not"),
+        ("{}", "must follow schema version 2; 7 fields do not"),
         (
             json.dumps(make_manifest().model_dump() | {"schema_version": 9}),
-            "reads schema version 1, the folder has 9",
+            "reads schema version 2, the folder has 9",
         ),
     ],
 )

@@ -14,6 +14,7 @@ from data_prep.config import SourceConfig
 from data_prep.schema import INDEX_DTYPE, LEDGER_SCHEMA, Status
 from data_prep.shards import ShardTask, make_failed_shard, make_shard, shard_paths
 from data_prep.sources import Table
+from data_prep.tar_members import sample_parts
 
 
 @pytest.fixture
@@ -52,11 +53,12 @@ def test_every_row_is_in_the_ledger_and_the_index_finds_every_sample(make_task):
     assert len(index) == len(ok) == result.entry.samples
     tar = tar_path.read_bytes()
     for record, row in zip(index, ok, strict=True):
-        image = tar[record["offset"] :][: record["image_bytes"]]
-        text = tar[record["offset"] + record["text_offset_delta"] :][: record["text_bytes"]]
+        key, (image, text) = sample_parts(tar[record["offset"] :][: record["bytes"]])
+        assert key == row["key"] and record["num_images"] == 1
+        assert record["text_bytes"] == len(text.encode())
         assert hashlib.sha256(image).hexdigest() == row["sha256_stored"]
         assert f"{record['content_hash']:016x}" == row["sha256_stored"][:16]
-        assert text.decode() == row["caption"]
+        assert text == row["caption"]
         size = Image.open(io.BytesIO(image)).size
         assert size == (record["width"], record["height"]) == (row["width"], row["height"])
         assert record["row"] == row["row"]

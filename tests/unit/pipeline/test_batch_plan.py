@@ -5,16 +5,15 @@ import pytest
 from pipeline.batch_plan import BatchPlan, check_batch
 
 
-@pytest.mark.parametrize(("micro", "world"), [(8, 1), (4, 2), (2, 4), (1, 8), (1, 1)])
-def test_splits_cover_the_same_positions(micro, world):
-    plan = BatchPlan(8, micro, world)
-    positions = [
-        p
-        for m in range(plan.accumulation_steps)
-        for rank in range(world)
-        for p in plan.positions(5, rank, m)
+@pytest.mark.parametrize(("micro", "world"), [(8, 1), (4, 2), (2, 4), (1, 8), (1, 1), (2, 2)])
+def test_parts_cover_the_batch_and_a_rank_keeps_together(micro, world):
+    plan, batch = BatchPlan(8, micro, world), list(range(8))
+    parts = [
+        [batch[plan.part(rank, m)] for m in range(plan.accumulation_steps)] for rank in range(world)
     ]
-    assert positions == list(range(40, 48))
+    assert [n for rank in parts for part in rank for n in part] == batch
+    for rank in range(world):
+        assert batch[plan.part(rank)] == [n for part in parts[rank] for n in part]
 
 
 def test_indivisible_batch_names_the_nearest():
