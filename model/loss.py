@@ -28,20 +28,9 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             part = slice(start, start + chunk)
             hidden = hidden_XH[part].detach().requires_grad_(wants)
             rows = rows_JH.detach().requires_grad_(wants)
-            with torch.set_grad_enabled(wants):
-                logits = head(hidden, rows)
-            log_p = logits.detach().to(total.dtype).log_softmax(-1)
-            target = targets_X[part].unsqueeze(-1)
-            log_p_target = log_p.gather(-1, target)
-            total -= log_p_target.sum()
+            loss, found = _loss_and_gradients(hidden, rows, targets_X[part], head)
+            total += loss
             if wants:
-                # Softmax minus one-hot, written over the log probabilities: autograd would keep
-                # two more blocks of this size, and memory never touched before costs time.
-                grad = log_p.exp_().scatter_(-1, target, log_p_target.exp() - 1)
-                inputs = [hidden, rows]
-                found = torch.autograd.grad(
-                    logits, inputs, grad.to(logits.dtype), allow_unused=True
-                )
                 grad_hidden[part] = found[0]
                 if found[1] is not None:
                     grad_rows += found[1]
@@ -87,6 +76,28 @@ def chunked_cross_entropy(
     """
     chunk = max(1, logits_per_chunk // vocabulary)
     return ChunkedCrossEntropy.apply(hidden_XH, rows_JH, targets_X, head, chunk)
+
+
+def _loss_and_gradients(
+    hidden: Tensor, rows: Tensor, targets: Tensor, head: Head
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """Sum of one chunk; gradients of hidden states and rows, if they want one.
+
+    A function of its own, so that the blocks of one chunk are gone before the next is begun.
+    """
+    wants = hidden.requires_grad
+    with torch.set_grad_enabled(wants):
+        logits = head(hidden, rows)
+    log_p = logits.detach().to(_at_least_fp32(hidden)).log_softmax(-1)
+    targets = targets.unsqueeze(-1)
+    log_p_target = log_p.gather(-1, targets)
+    loss = -log_p_target.sum()
+    if not wants:
+        return loss, ()
+    # Softmax minus one-hot, written over the log probabilities: autograd would keep two more blocks
+    # of this size, and memory never touched before costs time.
+    grad = log_p.exp_().scatter_(-1, targets, log_p_target.exp() - 1).to(logits.dtype)
+    return loss, torch.autograd.grad(logits, [hidden, rows], grad, allow_unused=True)
 
 
 def _at_least_fp32(tensor: Tensor) -> torch.dtype:
