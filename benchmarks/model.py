@@ -1,4 +1,5 @@
-"""One training step of a Flamingo against the same blocks run in open_flamingo's manner, and the loss alone.
+"""One training step of a Flamingo against the same blocks run in open_flamingo's manner, and the loss alone
+(`benchmarks.loss`).
 
     python -m benchmarks.model [--quick] [--device cpu|cuda] [--json PATH] [--markdown PATH]
 
@@ -6,37 +7,33 @@ Forward and backward of interleaved documents with 1 to 4 images and 30 to 100 %
 weights, same documents, equal losses (checked). In open_flamingo's manner: every row is given as many images
 as the fullest and blank ones are encoded too, logits are computed for every token, and the frozen language
 model keeps `requires_grad` and is only left out of the optimizer (what it does under FSDP). Each of the
-three is also turned on alone. Memory is the peak of a process of its own above what it held before; what the
-gradients take that the step leaves (of the trained weights; of the hidden states, for the loss alone) is in it.
+three is also turned on alone. Memory is the peak of a process of its own above weights and documents; the
+gradients that the step leaves are in it.
 """
 
 import argparse
 import logging
-from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from unittest.mock import patch
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTModel
 
 from benchmarks.figures import Figure, paired, parser, seconds, write
+from benchmarks.loss import compare_losses
 from benchmarks.memory import compare_memory, peak_memory
 from model.build import assemble
 from model.config import ModelConfig
 from model.flamingo import Flamingo
-from model.loss import LOGITS_PER_CHUNK, chunked_cross_entropy
 from model.media import Media, MediaInput
 from model.tokens import TokenIds
 from model.vision import VisionEncoder
 
 MANNERS = ("padded images", "full logits", "frozen weights differentiated")
 VOCABULARY, SLOTS = 49152, 4
-LOSS_VOCABULARY, LOSS_WIDTH = 131072, 256
-LOSS_CHUNK = LOGITS_PER_CHUNK // LOSS_VOCABULARY
-CHUNKED, FULL, TORCH = "in chunks", "all logits", "torch linear_cross_entropy"
 
 
 def build(quick: bool, device: str) -> Flamingo:
@@ -82,7 +79,7 @@ def build(quick: bool, device: str) -> Flamingo:
 def documents(quick: bool, device: str) -> dict:
     """Interleaved documents, padded to the longest."""
     torch.manual_seed(1)
-    rows, length = (4, 64) if quick else (6, 160)
+    rows, length = (4, 48) if quick else (6, 160)
     input_ids = torch.randint(3, VOCABULARY, (rows, length))
     attention_mask = torch.zeros(rows, length, dtype=torch.bool)
     slots = torch.full((rows, SLOTS), -1)
@@ -135,61 +132,10 @@ def full_logits_loss(model: Flamingo, hidden: Tensor, targets: Tensor, context: 
     return functional.cross_entropy(logits, targets[:, 1:].flatten(), reduction="sum")
 
 
-def build_loss(
-    kind: str, num_tokens: int, device: str, chunk: int = LOSS_CHUNK
-) -> Callable[[], Tensor]:
-    """The loss alone over a frozen head: make its inputs, return its forward and backward.
-
-    Args:
-        kind: `CHUNKED`, `FULL`, or `TORCH`, which is torch's own loss in chunks.
-        num_tokens: target tokens.
-        device: cpu or cuda.
-        chunk: target tokens of a chunk, for the kinds that have chunks.
-    """
-    torch.manual_seed(0)
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    head = torch.randn(LOSS_VOCABULARY, LOSS_WIDTH, device=device, dtype=dtype) * 0.02
-    hidden = torch.randn(num_tokens, LOSS_WIDTH, device=device, dtype=dtype, requires_grad=True)
-    targets = torch.randint(0, LOSS_VOCABULARY, (num_tokens,), device=device)
-    rows = hidden.new_zeros(0, LOSS_WIDTH)
-
-    def compute() -> Tensor:
-        if kind == CHUNKED:
-            return chunked_cross_entropy(
-                hidden,
-                rows,
-                targets,
-                lambda part, _: functional.linear(part, head),
-                vocabulary=LOSS_VOCABULARY,
-                logits_per_chunk=chunk * LOSS_VOCABULARY,
-            )
-        if kind == FULL:
-            logits = functional.linear(hidden, head).float()
-            return functional.cross_entropy(logits, targets, reduction="sum")
-        options = nn.LinearCrossEntropyOptions(batch_chunk_size=chunk)
-        return functional.linear_cross_entropy(
-            hidden, head, targets, reduction="sum", options=options
-        )
-
-    def call() -> Tensor:
-        hidden.grad = None
-        loss = compute()
-        loss.backward()
-        return loss.detach()
-
-    return call
-
-
 def measure_step(quick: bool, manners: tuple[str, ...], device: str) -> float:
     """Peak MiB of a step above weights and documents; the trained weights' gradients are in it."""
     model, batch = build(quick, device), documents(quick, device)
     return peak_memory(lambda: step(model, batch, manners), device)
-
-
-def measure_loss(kind: str, num_tokens: int, device: str, chunk: int = LOSS_CHUNK) -> float:
-    """Peak MiB of the loss above head and hidden states; the gradient of the latter is in it."""
-    build_loss(kind, 8, device, chunk)()  # what libraries keep for themselves
-    return peak_memory(build_loss(kind, num_tokens, device, chunk), device)
 
 
 def compare_steps(args: argparse.Namespace) -> list[Figure]:
@@ -216,36 +162,6 @@ def compare_steps(args: argparse.Namespace) -> list[Figure]:
         memory = compare_memory(measure_step, *works, repeats=1 if args.quick else 2)
         goal = 1.0 if manners == MANNERS else None
         figures.append(memory.figure(f"peak memory of a step, ours / {name}", "MiB", goal))
-    return figures
-
-
-def compare_losses(args: argparse.Namespace) -> list[Figure]:
-    """Whether the memory grows with the batch or with the chunk, and what it costs in time."""
-    few, many = (512, 1024) if args.quick else (512, 4096)
-    repeats = 1 if args.quick else 2
-    works = (many, args.device), (few, args.device)
-    figures = []
-
-    def compare(name: str, ours: tuple, peer: tuple, goal: float | None) -> None:
-        memory = compare_memory(measure_loss, ours, peer, repeats)
-        figures.append(memory.figure(f"peak memory of the loss, {name}", "MiB", goal))
-
-    compare(f"{CHUNKED} / {FULL}, {many} tokens", (CHUNKED, *works[0]), (FULL, *works[0]), 1.0)
-    for kind, goal in ((CHUNKED, 1.25), (FULL, None)):
-        compare(f"{kind}, {many} / {few} tokens", (kind, *works[0]), (kind, *works[1]), goal)
-    wide, narrow = LOSS_CHUNK, LOSS_CHUNK // 4
-    works = (CHUNKED, many, args.device, wide), (CHUNKED, many, args.device, narrow)
-    compare(f"{CHUNKED}, chunks of {wide} / {narrow} tokens", *works, None)
-    ours = build_loss(CHUNKED, few, args.device)
-    for kind in (FULL, TORCH):
-        peer = build_loss(kind, few, args.device)
-        torch.testing.assert_close(ours(), peer(), rtol=1e-4, atol=0)
-        times = paired(
-            lambda: seconds(ours, args),
-            lambda p=peer: seconds(p, args),
-            5 if args.quick else 9,
-        )
-        figures.append(times.figure(f"time of the loss, {CHUNKED} / {kind}, {few} tokens", "s"))
     return figures
 
 
