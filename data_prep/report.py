@@ -53,18 +53,18 @@ def write_report(folder: Path, manifest: Manifest) -> Path:
         "<h2>First samples</h2>",
         _thumbnails(folder, manifest),
     ]
-    return write_page(Path(folder), f"Ingest of {manifest.source}", parts)
+    return write_page(Path(folder) / "report.html", f"Ingest of {manifest.source}", parts)
 
 
-def write_page(folder: Path, title: str, parts: list[str]) -> Path:
-    """Write {folder}/report.html whole or not at all; `title` is plain text, `parts` are HTML."""
+def write_page(path: Path, title: str, parts: list[str]) -> Path:
+    """Write a page whole or not at all; `title` is plain text, `parts` are HTML."""
     title = html.escape(title)
     head = (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>",
         f"<style>{_STYLE}</style><h1>{title}</h1>",
     )
-    path = folder / "report.html"
-    temporary = path.with_name("report.html.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.part")
     temporary.write_text("\n".join([*head, *parts, "</html>\n"]), encoding="utf-8")
     os.replace(temporary, path)
     return path

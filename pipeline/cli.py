@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 import yaml
 
-from data_prep.errors import ConfigError, DataBudgetError
+from data_prep.errors import ConfigError, DataBudgetError, Problem
 from pipeline.config import flatten, load_config
 
 app = typer.Typer(
@@ -24,6 +24,8 @@ config_app = typer.Typer(help="Look at a configuration without starting anything
 app.add_typer(config_app, name="config")
 model_app = typer.Typer(help="Look at a model without weights and without a GPU.")
 app.add_typer(model_app, name="model")
+data_app = typer.Typer(help="Look at the data as a step sees it.")
+app.add_typer(data_app, name="data")
 
 Config = Annotated[str, typer.Argument(help="a preset (demo, openclipart, ...) or a YAML file")]
 Overrides = Annotated[
@@ -44,6 +46,23 @@ def ingest(
 
     run = load_config(config, overrides or ())
     summary = run_ingest(run.ingest, only=only, progress=sys.stderr.isatty())
+    _show(summary, json_path)
+
+
+@app.command(epilog="Example: roseate index /data/cc12m --output index/cc12m")
+def index(
+    tars: Annotated[str, typer.Argument(help="folder or URL (s3://...) of WebDataset tars")],
+    output: Annotated[Path | None, typer.Option(help="folder to write, TARS by default")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="processes, one per CPU")] = None,
+    again: Annotated[bool, typer.Option("--again", help="the tars have changed")] = False,
+    json_path: Json = None,
+) -> None:
+    """Make a dataset folder of tars that others made; nothing is copied. Run again to go on."""
+    from data_prep.index_folder import index_folder
+    from data_prep.index_progress import IndexProgress
+
+    with IndexProgress() as advance:
+        summary = index_folder(tars, output, workers=workers, again=again, advance=advance)
     _show(summary, json_path)
 
 
@@ -185,6 +204,48 @@ def show_model(
         write_drawing(plan, Path(config).stem, svg)
     if json_path:
         _write(json.dumps(summary, indent=1), json_path)
+
+
+@data_app.callback()
+def data() -> None:
+    """Look at the data as a step sees it."""
+
+
+@data_app.command("show", epilog="Example: roseate data show demo --step 500 --html step500.html")
+def show_data(
+    config: Config,
+    overrides: Overrides = None,
+    position: Annotated[
+        int | None, typer.Option(help="samples consumed before the batch, default 0")
+    ] = None,
+    step: Annotated[
+        int | None, typer.Option(help="instead of --position: step x batch.global_size")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="only the first of the batch, default all")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="also write a page with tokens, targets and images")
+    ] = None,
+    json_path: Json = None,
+) -> None:
+    """Print the global batch that a step will see, or saw, on any number of processes."""
+    from pipeline.data_command import format_table, write_batch_page
+    from pipeline.data_command import show_data as run_show
+
+    run = load_config(config, overrides or ())
+    if position is not None and step is not None:
+        rule = "is given instead of --step, not beside it"
+        raise ConfigError([Problem("--position", position, rule, "leave one of them out")])
+    start = position or 0 if step is None else step * run.batch.global_size
+    shown = run_show(run, position=start, num_samples=samples)
+    typer.echo(format_table(shown))
+    if html:
+        write_batch_page(shown, f"{run.name}: batch at position {start:,}", html)
+        typer.echo(f"page {html}", err=True)
+    if json_path:
+        summary = {key: shown[key] for key in ("samples", "tokens", "padding_ratio", "sources")}
+        _write(json.dumps({"position": start} | summary, indent=1), json_path)
 
 
 def main() -> None:

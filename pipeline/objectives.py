@@ -15,18 +15,10 @@ from data_prep.errors import ConfigError, Problem
 from model.build import build_flamingo
 from model.contrastive import ContrastiveTowers
 from model.identity import frozen_identity
-from model.language import build_language, load_tokenizer
-from model.tokens import END_OF_CHUNK, IMAGE_TOKEN, TokenIds
+from model.language import build_language
 from pipeline.config import RunConfig
 from pipeline.data.batch import Batch
-from pipeline.data.image import ImageFormat
-from pipeline.data.loader import open_sources
-from pipeline.data.text import TextFormat
-from pipeline.data.tokenizer import train_tokenizer
-
-VOCAB_SIZE = 512
-TOKENIZER_TEXTS = 2000
-HALF = (0.5, 0.5, 0.5)
+from pipeline.formats import flamingo_image, flamingo_text, tower_image, tower_text
 
 
 @dataclass(frozen=True)
@@ -49,14 +41,10 @@ class FlamingoObjective:
     def __init__(self, config: RunConfig, dtype: torch.dtype = torch.float32):
         check_towers(config)
         try:
-            tokenizer = load_tokenizer(config.model.language.path)
-            token_ids = TokenIds(
-                media={"image": tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)},
-                text=(tokenizer.convert_tokens_to_ids(END_OF_CHUNK),),
-            )
+            self.text = flamingo_text(config)
             self.model = build_flamingo(
                 config.model,
-                token_ids=token_ids,
+                token_ids=self.text.token_ids,
                 seed=config.seed,
                 losses=config.loss,
                 dtype=dtype,
@@ -66,17 +54,11 @@ class FlamingoObjective:
             raise ConfigError(
                 [Problem("model", str(error), rule, "correct the key it names")]
             ) from error
-        self.text = TextFormat(
-            tokenizer, token_ids, config.data.max_text_tokens, config.data.max_images
-        )
         self.frozen = {
             f"model.{part}.path": frozen_identity(getattr(config.model, part).path)
             for part in ("vision", "language")
         }
-        vision = self.model.vision
-        self.image = ImageFormat(
-            vision.image_size, tuple(vision.mean), tuple(vision.std), config.data.image
-        )
+        self.image = flamingo_image(config, self.model.vision)
         if config.train.activation_checkpointing:
             self.model.checkpoint_activations()
         self._experts = config.model.experts
@@ -115,11 +97,11 @@ class LanguageObjective:
 
     def __init__(self, config: RunConfig, dtype: torch.dtype = torch.float32):
         torch.manual_seed(config.seed)
-        tokenizer = caption_tokenizer(config)
+        self.text = tower_text(config)
+        tokenizer = self.text.tokenizer
         self.model = build_language(
             config.tower, len(tokenizer), eos_token_id=tokenizer.eos_token_id
         )
-        self.text = TextFormat(tokenizer, None, config.data.max_text_tokens)
         self.image = None  # not one image needs to be decoded
         self._folder = Path(config.model.language.path)
 
@@ -142,12 +124,13 @@ class ContrastiveObjective:
 
     def __init__(self, config: RunConfig, dtype: torch.dtype = torch.float32):
         torch.manual_seed(config.seed)
-        tokenizer = caption_tokenizer(config)
+        self.text = tower_text(config)
         self.model = ContrastiveTowers(
-            config.tower, vocab_size=len(tokenizer), form=config.loss.contrastive_form
+            config.tower,
+            vocab_size=len(self.text.tokenizer),
+            form=config.loss.contrastive_form,
         )
-        self.text = TextFormat(tokenizer, None, config.data.max_text_tokens)
-        self.image = ImageFormat(config.tower.image_size, HALF, HALF, config.data.image)
+        self.image = tower_image(config)
         self._folder = Path(config.model.vision.path)
 
     def loss(self, module: nn.Module, batch: Batch, scale: LossScale) -> tuple[Tensor, dict]:
@@ -170,14 +153,6 @@ OBJECTIVES = {
 def run_flamingo(module: nn.Module, batch: Batch):
     """Forward pass of a batch that `Batch.to` has moved."""
     return module(batch.media, batch.input_ids, batch.attention_mask, batch.labels, batch.documents)
-
-
-def caption_tokenizer(config: RunConfig):
-    """Trained on the first captions of every source; the same for both towers."""
-    texts = []
-    for dataset in open_sources(config.data).values():
-        texts += [dataset.read(n).text for n in range(min(len(dataset), TOKENIZER_TEXTS))]
-    return train_tokenizer(texts, VOCAB_SIZE)
 
 
 def check_towers(config: RunConfig) -> None:

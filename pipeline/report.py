@@ -60,7 +60,7 @@ def write_report(config: RunConfig, summary: dict) -> Path:
         "<h2>Where to look</h2>",
         f"<pre>{html.escape(chr(10).join(where_to_look(config)))}</pre>",
     ]
-    return write_page(root, f"Roseate: {root.name}", parts)
+    return write_page(root / "report.html", f"Roseate: {root.name}", parts)
 
 
 def _figures(figures: dict) -> list[list[str]]:

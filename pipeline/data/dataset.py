@@ -150,7 +150,7 @@ class Dataset:
             (p[0], int(r["offset"]), int(r["bytes"])) for p, r in zip(places, records, strict=True)
         ]
         if self.is_remote:
-            shards = [(self._shard_path(shard), start, size) for shard, start, size in spans]
+            shards = [(self.manifest.shards[shard], start, size) for shard, start, size in spans]
             return list(zip(names, self._remote.read(self.folder, shards), strict=True))
         data = [os.pread(self._file(shard), size, start) for shard, start, size in spans]
         return list(zip(names, data, strict=True))
@@ -172,15 +172,12 @@ class Dataset:
         """Bring shards near that will be read soon; does nothing for a local folder."""
         if self.is_remote:
             for shard in np.unique(shards):
-                self._remote.prepare(self.folder, self._shard_path(int(shard)))
+                self._remote.prepare(self.folder, self.manifest.shards[shard])
 
     @property
     def is_remote(self) -> bool:
         """Whether its tars lie in an object store."""
         return not self.folder.is_local or "://" in self.manifest.shards[0].path
-
-    def _shard_path(self, shard: int) -> str:
-        return self.manifest.shards[shard].path
 
     def _index(self, shard: int) -> np.ndarray:
         if shard not in self._indexes:
@@ -199,7 +196,7 @@ class Dataset:
         if shard not in self._files:
             if len(self._files) >= FILES_KEPT:
                 os.close(self._files.pop(next(iter(self._files))))
-            path = self.folder.path / self._shard_path(shard)
+            path = self.folder.path / self.manifest.shards[shard].path
             file = os.open(path, os.O_RDONLY)
             size, wanted = os.fstat(file).st_size, self.manifest.shards[shard].bytes
             if size != wanted:

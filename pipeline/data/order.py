@@ -16,6 +16,7 @@ from pipeline.data.mixing import Mixture, WeightsLog
 from pipeline.data.permutation import hash_key, permute
 
 EPOCHS_KEPT = 4
+CHUNK, CHUNKS_KEPT = 2048, 8
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,13 @@ class Places:
 
     def __getitem__(self, index: slice | np.ndarray) -> "Places":
         return Places(*(getattr(self, f.name)[index] for f in fields(self)))
+
+
+def concatenate(parts: list[Places]) -> Places:
+    """One after another."""
+    if len(parts) == 1:
+        return parts[0]
+    return Places(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Places)))
 
 
 class SourceOrder:
@@ -148,6 +156,7 @@ class Order:
     ) -> None:
         self.names = list(counts)
         self.mixture = Mixture(self.names, log)
+        self._chunks: dict[int, Places] = {}
         self.sources = [
             SourceOrder(seed, name, count, lanes=lanes, block=block)
             for name, count in counts.items()
@@ -170,8 +179,19 @@ class Order:
         Dividing the arrangement into equal consecutive parts gives every rank about the same lanes in
         every batch, for any number of ranks.
         """
-        places = self.locate(np.arange(position, position + size))
+        chunks = range(position // CHUNK, (position + size - 1) // CHUNK + 1)
+        places = concatenate([self._chunk(number) for number in chunks])
+        first = position - chunks[0] * CHUNK
+        places = places[first : first + size]
         return places[np.lexsort((places.position, places.lane))]
+
+    def _chunk(self, number: int) -> Places:
+        """Places of `CHUNK` positions: arrays that long cost a sample a tenth of what short ones do."""
+        if number not in self._chunks:
+            if len(self._chunks) >= CHUNKS_KEPT:
+                del self._chunks[next(iter(self._chunks))]
+            self._chunks[number] = self.locate(np.arange(number * CHUNK, (number + 1) * CHUNK))
+        return self._chunks[number]
 
     def successor(self, place: Places, attempt: int) -> Places:
         """The place that stands in for one (of length 1) whose sample cannot be used."""

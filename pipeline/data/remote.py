@@ -1,7 +1,6 @@
 """Shards in an object store: read span by span, or kept whole on the local disk within a size limit."""
 
 import fcntl
-import hashlib
 import os
 import time
 from collections.abc import Iterator
@@ -9,13 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from data_prep.schema import ShardEntry
 from data_prep.storage import Folder
 
 # Two spans of one shard that are nearer than this are fetched by one request.
 LARGEST_GAP = 64 * 1024
 TRIES = 4
 DOWNLOADS = 4
-Span = tuple[str, int, int]
+Span = tuple[ShardEntry, int, int]
 
 
 class RemoteShards:
@@ -38,7 +38,7 @@ class RemoteShards:
         """Bytes of ``(shard, start, length)`` each, in the order asked.
 
         Raises:
-            OSError: the store still fails after some tries.
+            OSError: the store still fails after some tries, or a tar is not the one that was indexed.
         """
         if self.mode == "ranges":
             return _retry(lambda: _read_ranges(folder, spans))
@@ -49,38 +49,36 @@ class RemoteShards:
                 data.append(os.pread(file, length, start))
         return data
 
-    def prepare(self, folder: Folder, shard: str) -> None:
+    def prepare(self, folder: Folder, shard: ShardEntry) -> None:
         """Begin to fetch a shard that will be read soon; returns at once."""
-        if self.mode == "ranges" or shard in self._asked:
+        if self.mode == "ranges" or shard.sha256 in self._asked:
             return
-        self._asked.add(shard)
+        self._asked.add(shard.sha256)
         if self._pool is None:
             self._pool = ThreadPoolExecutor(DOWNLOADS, thread_name_prefix="shards")
         self._pool.submit(self._fetch_quietly, folder, shard)
 
-    def _fetch_quietly(self, folder: Folder, shard: str) -> None:
+    def _fetch_quietly(self, folder: Folder, shard: ShardEntry) -> None:
         # A failure is told by the read that needs the shard.
         with suppress(OSError), self._opened(folder, shard):
             pass
-        self._asked.discard(shard)
+        self._asked.discard(shard.sha256)
 
     @contextmanager
-    def _opened(self, folder: Folder, shard: str) -> Iterator[int]:
-        """A descriptor of the cached shard, which stays readable even if the shard is removed."""
-        where, name = (Folder(os.path.dirname(shard), "-"), os.path.basename(shard))
-        if "://" not in shard:
-            where, name = folder, shard
-        target = self.cache / (
-            hashlib.sha256(f"{where.url}/{name}".encode()).hexdigest()[:32] + ".tar"
-        )
+    def _opened(self, folder: Folder, shard: ShardEntry) -> Iterator[int]:
+        """A descriptor of the cached shard, which stays readable even if the shard is removed.
+
+        Named by its content: a tar that has changed is another one.
+        """
+        target = self.cache / f"{shard.sha256}.tar"
         file = _open(target)
         if file is None:
             self.cache.mkdir(parents=True, exist_ok=True)
             with _locked(target.with_suffix(".lock")):
                 file = _open(target)  # somebody else may have fetched it meanwhile
                 if file is None:
-                    self._make_room(_retry(lambda: where.size(name)))
-                    _retry(lambda: where.download(name, target))
+                    self._make_room(shard.bytes)
+                    _retry(lambda: _download(folder, shard, target))
                     file = _open(target)
         try:
             yield file
@@ -109,22 +107,46 @@ class RemoteShards:
 
 def _read_ranges(folder: Folder, spans: list[Span]) -> list[bytes]:
     """Neighbours in one shard by one request each, all requests at the same time."""
-    order = sorted(range(len(spans)), key=lambda i: spans[i][:2])
+    order = sorted(range(len(spans)), key=lambda i: (spans[i][0].path, spans[i][1]))
     joined: list[tuple[str, int, int, list[int]]] = []
     for i in order:
-        shard, start, length = spans[i]
+        _, start, length = spans[i]
+        shard = spans[i][0].path
         if joined and joined[-1][0] == shard and start <= joined[-1][2] + LARGEST_GAP:
             _, first, end, members = joined[-1]
             joined[-1] = shard, first, max(end, start + length), [*members, i]
         else:
             joined.append((shard, start, start + length, [i]))
-    blocks = folder.read_spans([(shard, first, end - first) for shard, first, end, _ in joined])
+    places = [(*_place(folder, path), first, end - first) for path, first, end, _ in joined]
+    # All tars of a dataset lie in one store.
+    blocks = places[0][0].read_spans([(name, first, length) for _, name, first, length in places])
     data: list[bytes] = [b""] * len(spans)
     for (_, first, _, members), block in zip(joined, blocks, strict=True):
         for i in members:
             _, start, length = spans[i]
             data[i] = block[start - first : start - first + length]
     return data
+
+
+def _place(folder: Folder, path: str) -> tuple[Folder, str]:
+    """Where a tar is that the manifest names: below the folder, or by a whole URL."""
+    if "://" not in path:
+        return folder, path
+    scheme, _, rest = path.partition("://")
+    bucket, _, name = rest.partition("/")
+    return Folder(f"{scheme}://{bucket}", "manifest"), name
+
+
+def _download(folder: Folder, shard: ShardEntry, target: Path) -> None:
+    where, name = _place(folder, shard.path)
+    where.download(name, target)
+    size = target.stat().st_size
+    if size != shard.bytes:
+        target.unlink()
+        raise OSError(
+            f"{where.url}/{name} has {size} bytes, the manifest says {shard.bytes}: the tar was "
+            "changed after it was indexed; bring it back, or run `roseate index --again`"
+        )
 
 
 def _open(path: Path) -> int | None:

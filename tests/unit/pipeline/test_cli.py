@@ -1,9 +1,21 @@
 import json
+import sys
 
 import pytest
 
 from data_prep.errors import ConfigError, DataBudgetError, Problem
+from data_prep.schema import load_manifest
 from pipeline import cli
+from tests.helpers.dataset import write_scenes
+
+
+def run(monkeypatch, *arguments: object) -> int:
+    """The whole command; its exit code."""
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(sys, "argv", ["roseate", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return stopped.value.code
 
 
 @pytest.mark.parametrize(
@@ -37,3 +49,30 @@ def test_json_holds_what_is_printed(tmp_path, capsys):
     path = tmp_path / "new" / "summary.json"
     cli._show({"loss": 1.5}, path)
     assert json.loads(capsys.readouterr().out) == json.loads(path.read_text()) == {"loss": 1.5}
+
+
+def test_index_makes_a_dataset_folder_and_tells_what_is_in_it(tmp_path, monkeypatch, capsys):
+    write_scenes(tmp_path / "scenes", 7, shard_rows=4)
+    output, summary = tmp_path / "index", tmp_path / "summary.json"
+    arguments = ("--output", output, "--workers", 1, "--json", summary)
+    assert run(monkeypatch, "index", tmp_path / "scenes" / "shards", *arguments) == 0
+    out, err = capsys.readouterr()
+    manifest = load_manifest(output, "k")
+    assert json.loads(out) == json.loads(summary.read_text())
+    assert json.loads(out) == {
+        "folder": str(output),
+        "shards": 2,
+        "samples": 7,
+        "statuses": {"ok": 7},
+        "fingerprint": manifest.fingerprint,
+    }
+    assert err == "index: tar 2/2, 7 samples, 100.0% ok\n"
+    assert run(monkeypatch, "index", tmp_path / "scenes" / "shards", *arguments, "--again") == 0
+    assert load_manifest(output, "k") == manifest
+
+
+def test_index_refuses_a_folder_without_tars(tmp_path, monkeypatch, capsys):
+    assert run(monkeypatch, "index", tmp_path) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.startswith("roseate: 1 problem in the configuration\n  TARS = ")
+    assert "holds .tar files in WebDataset form" in err and "correct the path" in err
