@@ -32,6 +32,7 @@ DECODE_ERRORS = (
     OverflowError,
     MemoryError,
     struct.error,
+    Image.DecompressionBombError,  # where nobody has judged the size before
 )
 
 

@@ -114,8 +114,10 @@ class Manifest(BaseModel):
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the canonical JSON: the identity of the dataset."""
-        return canonical_hash(self.model_dump(mode="json"))
+        """sha256 of the canonical JSON: the identity of the dataset, wherever its tars lie."""
+        return canonical_hash(
+            self.model_dump(mode="json", exclude={"shards": {"__all__": {"path"}}})
+        )
 
 
 def canonical_hash(value: object) -> str:

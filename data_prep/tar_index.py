@@ -64,6 +64,8 @@ class _StrictTarInfo(tarfile.TarInfo):
             return super().fromtarfile(tar)
         except tarfile.EOFHeaderError:  # the zeros that a whole tar ends with
             raise
+        except tarfile.EmptyHeaderError:
+            raise tarfile.ReadError(f"it breaks off at byte {tar.offset}") from None
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"{error} at byte {tar.offset}") from None
 
@@ -111,6 +113,9 @@ def _record(sample: list[tuple], number: int) -> tuple[tuple | None, Status]:
         return None, Status.MISSING_IMAGE
     if not texts:
         return None, Status.MISSING_CAPTION
+    start, end = sample[0][2], sample[-1][3]
+    if end - start > 0xFFFFFFFF or len(images) > 0xFFFF:  # what the index can hold
+        return None, Status.TOO_MANY_BYTES
     try:
         for text in texts:
             text.decode()
@@ -118,9 +123,6 @@ def _record(sample: list[tuple], number: int) -> tuple[tuple | None, Status]:
         width, height = Image.open(io.BytesIO(images[0]), formats=FORMATS).size
     except (*DECODE_ERRORS, Image.DecompressionBombError):
         return None, Status.UNDECODABLE
-    start, end = sample[0][2], sample[-1][3]
-    if end - start > 0xFFFFFFFF or len(images) > 0xFFFF:  # what the index can hold
-        return None, Status.TOO_MANY_BYTES
     digest = hashlib.sha256(images[0]).digest()[:8]
     sides = (min(width, 0xFFFF), min(height, 0xFFFF))
     text_bytes = sum(map(len, texts))

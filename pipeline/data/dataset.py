@@ -145,14 +145,22 @@ class Dataset:
             OSError: the storage fails; that is no fault of the samples.
         """
         records = [self.record(*place) for place in places]
-        names = [f"{self.name}/row {int(record['row'])}" for record in records]
+        shard_names = (self.manifest.shards[shard].name for shard, _ in places)
+        names = [
+            f"{self.name}/{shard}/row {int(record['row'])}"
+            for shard, record in zip(shard_names, records, strict=True)
+        ]
         spans = [
             (p[0], int(r["offset"]), int(r["bytes"])) for p, r in zip(places, records, strict=True)
         ]
         if self.is_remote:
             shards = [(self.manifest.shards[shard], start, size) for shard, start, size in spans]
-            return list(zip(names, self._remote.read(self.folder, shards), strict=True))
-        data = [os.pread(self._file(shard), size, start) for shard, start, size in spans]
+            data = self._remote.read(self.folder, shards)
+        else:
+            data = [os.pread(self._file(shard), size, start) for shard, start, size in spans]
+        for name, (_, _, size), found in zip(names, spans, data, strict=True):
+            if len(found) != size:  # cut between two members it would pass for a smaller sample
+                raise OSError(f"{name}: the storage gave {len(found)} of {size} bytes")
         return list(zip(names, data, strict=True))
 
     def parse(self, span: tuple[str, bytes]) -> RawSample:

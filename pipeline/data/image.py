@@ -6,11 +6,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
+from data_prep.image import FORMATS
 from pipeline.config import ImageInputConfig
 from pipeline.data.permutation import hash_key
-
-# What Pillow raises on bytes that are no image, cut off, or far too large.
-DECODE_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -37,9 +35,9 @@ class ImageFormat:
             draw: random numbers of this image, in training; None for none.
 
         Raises:
-            OSError, ValueError, SyntaxError, MemoryError: see `DECODE_ERRORS`.
+            one of `data_prep.image.DECODE_ERRORS`: it is no image, cut off, or far too large.
         """
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
         box = self._box(image.size, draw)
         if box is not None and min(box[2] - box[0], box[3] - box[1]) >= 2 * self.size:
             full = image.size

@@ -16,7 +16,7 @@ ALLOWED = {
     # rich draws progress bars, yarl is aiohttp's own URL type.
     "data_prep": {
         *("data_prep", "pydantic", "numpy", "pyarrow", "PIL", "aiohttp", "yarl", "webdataset"),
-        *("ray", "rich"),
+        *("fsspec", "ray", "rich"),
     },
     # The last two carry pretrained towers.
     "model": {
@@ -94,6 +94,18 @@ def test_config_check_imports_nothing_heavy():
     run = [sys.executable, "-c", code]
     done = subprocess.run(run, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
+
+
+def test_index_imports_nothing_heavy(tmp_path):
+    """Here and, since the workers import the same modules, in them."""
+    code = (
+        "import sys, data_prep.index_progress, data_prep.index_folder; from pipeline.cli import main;"
+        f" sys.argv = ['roseate', 'index', {str(tmp_path)!r}]\ntry: main()\n"
+        f"finally: print([m for m in {HEAVY} if m in sys.modules])"
+    )
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(run, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
 
 
 def test_source_is_ascii():

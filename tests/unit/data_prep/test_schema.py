@@ -20,6 +20,15 @@ def test_the_fingerprint_follows_the_content():
     assert make_manifest().fingerprint != make_manifest(policy_hash="q").fingerprint
 
 
+def test_the_fingerprint_does_not_follow_the_place_of_the_tars():
+    entry = {"name": "000000", "rows": 1, "samples": 1, "bytes": 1, "sha256": "s"}
+    here, there, other = (
+        make_manifest(shards=[entry | changes])
+        for changes in ({"path": "a.tar"}, {"path": "/b/a.tar"}, {"path": "a.tar", "sha256": "t"})
+    )
+    assert here.fingerprint == there.fingerprint != other.fingerprint
+
+
 def test_load_manifest_reads_what_was_written(tmp_path):
     (tmp_path / "manifest.json").write_text(make_manifest().model_dump_json())
     assert load_manifest(tmp_path, "data.a") == make_manifest()

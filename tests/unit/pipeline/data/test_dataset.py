@@ -124,7 +124,7 @@ def test_a_sample_that_was_overwritten_is_named(tmp_path, damage):
         file.seek(start)
         file.write(damage)
     dataset.read(0), dataset.read(2)
-    with pytest.raises(UnusableSampleError, match="a/row 1"):
+    with pytest.raises(UnusableSampleError, match="a/000000/row 1"):
         dataset.read(1)
 
 
@@ -138,3 +138,10 @@ def test_opening_costs_nothing_for_a_large_dataset(folder, monkeypatch):
     dataset.read(0)
     assert len(opened) == 2
     assert Path(str(opened[0][0])).name == "000000.npy"
+
+
+def test_a_storage_that_gives_less_than_asked_is_an_error(folder, monkeypatch):
+    real = os.pread
+    monkeypatch.setattr(os, "pread", lambda file, size, start: real(file, size - 512, start))
+    with pytest.raises(OSError, match="pairs/000000/row 3: the storage gave .* of .* bytes"):
+        Dataset(str(folder), "k").read(3)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_prep.image import DECODE_ERRORS
 from pipeline.config import ImageInputConfig
-from pipeline.data.image import DECODE_ERRORS, Draw, ImageFormat
+from pipeline.data.image import Draw, ImageFormat
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -92,6 +93,12 @@ def test_random_crops_stay_inside_and_keep_the_share():
 def test_what_is_no_image_raises_a_known_error(data):
     with pytest.raises(DECODE_ERRORS):
         image_format(16).decode(data)
+
+
+def test_an_image_far_too_large_raises_a_known_error(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(DECODE_ERRORS, match="decompression bomb"):
+        image_format(16).decode(jpeg(64, 64))
 
 
 def test_a_random_crop_without_crop_is_refused():
