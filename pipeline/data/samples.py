@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_prep.errors import DataBudgetError
+from data_prep.image import DECODE_ERRORS
 from pipeline.data.batch import Replacement, Sample
 from pipeline.data.dataset import Dataset, RawSample, UnusableSampleError
-from pipeline.data.image import DECODE_ERRORS, Draw, ImageFormat
+from pipeline.data.image import Draw, ImageFormat
 from pipeline.data.order import Order, Places
 from pipeline.data.text import Encoded, TextFormat
 
