@@ -116,6 +116,15 @@ def check_run(config: RunConfig, world_size: int) -> None:
                 "choose a divisor, e.g. engine.expert_parallel=1",
             )
         )
+    if config.objective != "flamingo" and config.data.pack_tokens is not None:
+        problems.append(
+            Problem(
+                "data.pack_tokens",
+                config.data.pack_tokens,
+                f"rows of several texts are for objective=flamingo, not {config.objective}",
+                "set data.pack_tokens=null",
+            )
+        )
     if config.objective == "contrastive" and config.batch.global_size != (
         config.batch.micro_size * world_size
     ):

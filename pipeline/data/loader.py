@@ -4,6 +4,7 @@ Workers hold no state: what a micro-batch contains is a function of its position
 can make any of them.
 """
 
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from pipeline.config import DataConfig
 from pipeline.data.batch import Batch, Sample, collate
 from pipeline.data.dataset import Dataset, UnusableSampleError
 from pipeline.data.image import ImageFormat
-from pipeline.data.order import Order, Places
+from pipeline.data.order import Order
 from pipeline.data.remote import RemoteShards
 from pipeline.data.samples import SampleReader, decode_sample
 from pipeline.data.state import DataState
@@ -104,23 +105,16 @@ class TrainStream:
         An error of the budget is handed out and not raised, so that the ranks can agree to stop.
         """
         wanted = MicroBatches(self, plan, rank)
-        requests = [
-            (position + step * plan.global_size, micro_step)
-            for step in range(steps)
-            for micro_step in range(plan.accumulation_steps)
-        ]
-        made = (
-            self._by_workers(wanted, requests)
-            if self.config.workers
-            else _by_thread(wanted, requests)
-        )
+        requests = Requests(plan, position, steps)
+        make = self._by_workers if self.config.workers else _by_thread
+        made = make(wanted, requests)
         for step in range(steps):
             self._prepare(plan, rank, position, step, steps)
             batches = [next(made) for _ in range(plan.accumulation_steps)]
             errors = [batch for batch in batches if isinstance(batch, DataBudgetError)]
             yield errors[0] if errors else batches
 
-    def _by_workers(self, wanted: "MicroBatches", requests: list) -> Iterator[Batch]:
+    def _by_workers(self, wanted: "MicroBatches", requests: "Requests") -> Iterator[Batch]:
         loader = DataLoader(
             wanted,
             batch_size=None,
@@ -149,9 +143,24 @@ class TrainStream:
                     shards = places.shard[places.source == number]
                     self.reader.datasets[number].prepare(shards)
 
-    def locate(self, position: int, size: int) -> Places:
-        """Where the samples of a global batch are, without reading them."""
-        return self.order.batch(position, size)
+
+@dataclass(frozen=True)
+class Requests:
+    """The (position, micro-step) of every micro-batch of some steps, one after another."""
+
+    plan: BatchPlan
+    position: int
+    steps: int
+
+    def __len__(self) -> int:
+        return self.steps * self.plan.accumulation_steps
+
+    def __getitem__(self, number: int) -> tuple[int, int]:
+        step, micro_step = divmod(number, self.plan.accumulation_steps)
+        return self.position + step * self.plan.global_size, micro_step
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return (self[number] for number in range(len(self)))
 
 
 @dataclass
@@ -170,16 +179,17 @@ class MicroBatches(torch.utils.data.Dataset):
             return error
 
 
-def _by_thread(wanted: MicroBatches, requests: list) -> Iterator[Batch | DataBudgetError]:
+def _by_thread(wanted: MicroBatches, requests: Requests) -> Iterator[Batch | DataBudgetError]:
     """In this process, a step ahead of its use."""
     ahead = wanted.plan.accumulation_steps
     with ThreadPoolExecutor(1) as pool:
-        coming = [pool.submit(wanted.__getitem__, r) for r in requests[:ahead]]
-        for number in range(len(requests)):
-            ready = coming.pop(0).result()
-            if number + ahead < len(requests):
-                coming.append(pool.submit(wanted.__getitem__, requests[number + ahead]))
-            yield ready
+        coming = deque()
+        for request in requests:
+            coming.append(pool.submit(wanted.__getitem__, request))
+            if len(coming) > ahead:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
 
 
 def _as_it_is(batch: Batch) -> Batch:

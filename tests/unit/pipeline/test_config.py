@@ -104,3 +104,16 @@ def test_show_and_diff():
 @pytest.mark.parametrize("command", ["ingest", "train", "evaluate", "generate", "demo"])
 def test_help_shows_an_example(command):
     assert f"Example: roseate {command}" in roseate(command, "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.pack_tokens=16", "pack_tokens=16 is at least max_text_tokens=32"),
+        ("data.image={fit: pad, crop_area: 0.5}", "crop_area below 1 goes with fit=crop"),
+        ("data.sources={a: {path: x, weight: 0}}", "greater than 0"),
+    ],
+)
+def test_data_that_does_not_fit_together_is_refused(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config("demo", [override])

@@ -44,6 +44,7 @@ def test_every_strategy_merges_with_every_preset(preset, strategy):
         (["engine.expert_parallel=8", "batch.global_size=256"], 8, "num_experts=4"),
         (["model.experts.capacity_factor=1.5"], 2, "lose no token"),
         (["objective=contrastive"], 1, "batch.micro_size"),
+        (["objective=language", "data.pack_tokens=64"], 2, "are for objective=flamingo"),
     ],
 )
 def test_refused_before_anything_starts(overrides, world_size, key):
