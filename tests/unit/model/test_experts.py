@@ -15,6 +15,7 @@ from model.experts import (
 )
 from model.feed_forward import DenseFeedForward
 from model.router import RouterProbe, expert_capacity, router_losses
+from tests.unit.model.tiny import NEEDS_CXX
 
 
 def naive_experts(module: RoutedExperts, tokens, capacity=None):
@@ -281,10 +282,11 @@ def test_checkpointing_and_copies_change_nothing():
         assert all(torch.equal(a, b) for a, b in zip(plain, other, strict=True))
 
 
-def test_torch_compile_may_wrap_the_experts():
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=NEEDS_CXX)])
+def test_torch_compile_may_wrap_the_experts(backend):
     torch.manual_seed(0)
     module = RoutedExperts(16, 8, num_experts=4, top_k=2)
-    compiled = torch.compile(module, backend="aot_eager")
+    compiled = torch.compile(module, backend=backend)
     for num_tokens in (9, 5):
         tokens = torch.randn(num_tokens, 16)
         ours = result_and_gradients(module, compiled, tokens)

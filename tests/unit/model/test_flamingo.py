@@ -13,6 +13,7 @@ from tests.unit.model.tiny import (
     END,
     FAMILIES,
     IMAGE,
+    NEEDS_CXX,
     VOCAB,
     tiny_batch,
     tiny_flamingo,
@@ -397,14 +398,22 @@ def test_activation_checkpointing_changes_no_gradient(kind):
         assert torch.equal(found[0][name], found[1][name]), name
 
 
-@pytest.mark.parametrize("kind", ["llama", "opt"])
-def test_a_compiled_model_computes_the_same(kind):
-    model, batch = tiny_flamingo(kind, experts=EXPERTS).train(), tiny_batch()
-    compiled = torch.compile(copy.deepcopy(model), backend="aot_eager")
-    for one, two in ((model(**batch), compiled(**batch)),):
-        torch.testing.assert_close(one.loss_sum, two.loss_sum)
-        one.loss_sum.backward()
-        two.loss_sum.backward()
+@pytest.mark.parametrize(
+    ("backend", "kind", "sections"),
+    [
+        ("aot_eager", "llama", {"experts": EXPERTS}),
+        ("aot_eager", "opt", {"experts": EXPERTS}),
+        # One layer, no experts: generating and compiling the C++ takes half a minute.
+        pytest.param("inductor", "llama", {"language": {"num_hidden_layers": 1}}, marks=NEEDS_CXX),
+    ],
+)
+def test_a_compiled_model_computes_the_same(backend, kind, sections):
+    model, batch = tiny_flamingo(kind, **sections).train(), tiny_batch()
+    compiled = torch.compile(copy.deepcopy(model), backend=backend)
+    one, two = model(**batch), compiled(**batch)
+    torch.testing.assert_close(one.loss_sum, two.loss_sum)
+    one.loss_sum.backward()
+    two.loss_sum.backward()
     ours = {n.removeprefix("_orig_mod."): p.grad for n, p in compiled.named_parameters()}
     for name, parameter in trainable(model).items():
         torch.testing.assert_close(ours[name], parameter.grad, atol=1e-5, rtol=1e-4, msg=name)

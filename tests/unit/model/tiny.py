@@ -1,5 +1,8 @@
 """The smallest towers and models, with fresh random weights."""
 
+import shutil
+
+import pytest
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, ViTConfig, ViTModel
@@ -15,6 +18,7 @@ END = VOCAB  # ids of <|endofchunk|> and <image>, beyond the frozen vocabulary
 IMAGE = VOCAB + 1
 IDS = TokenIds(media={"image": IMAGE}, text=(END,))
 WIDTH = 32
+NEEDS_CXX = pytest.mark.skipif(shutil.which("g++") is None, reason="inductor compiles C++")
 
 SIZES = {
     "vocab_size": VOCAB,
