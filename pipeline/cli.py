@@ -66,6 +66,31 @@ def index(
     _show(summary, json_path)
 
 
+@app.command(epilog="Example: roseate features demo data.features=/fast/features --cost")
+def features(
+    config: Config,
+    overrides: Overrides = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="images encoded together")] = 64,
+    cost: Annotated[bool, typer.Option("--cost", help="only say what it costs and gains")] = False,
+    json_path: Json = None,
+) -> None:
+    """Run the frozen image tower once over all training images, for data.features. Run again to go on.
+
+    Under srun or torchrun the processes divide the shards.
+    """
+    from pipeline.feature_cost import format_cost
+    from pipeline.features_command import plan_features, write_features
+
+    job = plan_features(load_config(config, overrides or ()), batch_size=batch_size)
+    if job.rank == 0:
+        device, precision = job.encoder.device.type, job.encoder.precision
+        told = format_cost(job.cost, job.folder, device=device, precision=precision)
+        typer.echo(told, err=True)
+    summary = job.summary() if cost else write_features(job)
+    if job.rank == 0:
+        _show(summary, json_path)
+
+
 @app.command(epilog="Example: roseate train demo --processes 2 optim.lr=5e-4")
 def train(
     config: Config,

@@ -108,6 +108,11 @@ class DataConfig(Section):
         description="longest row of several texts; null: one text a row, padded to the longest",
     )
     image: ImageInputConfig = Field(default_factory=ImageInputConfig)
+    features: str | None = Field(
+        None,
+        description="folder of features that `roseate features` wrote, e.g. {root}/features, read in "
+        "training in place of the images; null: the tower runs in every step",
+    )
     lanes: int = Field(256, ge=1, description="places of a source that are read at the same time")
     shuffle_block: int = Field(
         4096, ge=1, description="samples of a lane that are shuffled among themselves"
@@ -231,7 +236,9 @@ def load_config(name: str, overrides: list[str] | tuple[str, ...] = ()) -> RunCo
             )
             continue
         try:
-            _assign(values, key.split("."), yaml.safe_load(value) if value else "")
+            # A value that begins with {root} is a path, though YAML would begin a mapping there.
+            text = not value or value.startswith("{root}")
+            _assign(values, key.split("."), value if text else yaml.safe_load(value))
         except (TypeError, yaml.YAMLError):
             problems.append(
                 Problem(key, value, "no such place in the configuration", _suggest(key.split(".")))

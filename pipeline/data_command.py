@@ -34,6 +34,8 @@ STYLE = """<style>
 def show_data(config: RunConfig, *, position: int, num_samples: int | None = None) -> dict:
     """Read what a step that begins at a position sees, in the run's own order.
 
+    Images are decoded even where training reads their features from `data.features`.
+
     Args:
         config: of the run. If it has a checkpoint, the weights that held before it are taken from there.
         position: in the global order; step s begins at s * batch.global_size.

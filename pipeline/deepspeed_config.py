@@ -136,8 +136,34 @@ def check_run(config: RunConfig, world_size: int) -> None:
                 f"set batch.micro_size={max(1, config.batch.global_size // world_size)}",
             )
         )
+    problems += check_features(config)
     if problems:
         raise ConfigError(problems)
+
+
+def check_features(config: RunConfig) -> list[Problem]:
+    """What does not go with features of images in place of images (`data.features`)."""
+    folder, image, off = config.data.features, config.data.image, "or data.features=null"
+    if folder is None:
+        return []
+    still = {"crop_area": 1.0, "flip_ratio": 0.0, "drop_ratio": 0.0}
+    problems = [
+        Problem(
+            f"data.image.{name}",
+            getattr(image, name),
+            "with data.features images are as they are stored: nothing is drawn at random",
+            f"set data.image.{name}={value:g}, {off}",
+        )
+        for name, value in still.items()
+        if getattr(image, name) != value
+    ]
+    if "://" in folder:
+        rule = "is a folder on a disk, or on a file system that all nodes see"
+        problems.append(Problem("data.features", folder, rule, "give a path"))
+    if config.objective != "flamingo":
+        rule = f"is for objective=flamingo; {config.objective} trains without a frozen image tower"
+        problems.append(Problem("data.features", folder, rule, "set data.features=null"))
+    return problems
 
 
 def build_deepspeed_config(config: RunConfig, plan: BatchPlan, precision: str) -> dict:

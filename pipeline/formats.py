@@ -1,8 +1,11 @@
 """How a run reads its data: tokens and pixels, by objective, without loading any weights."""
 
+from pathlib import Path
+
 from model.language import load_tokenizer
 from model.tokens import END_OF_CHUNK, IMAGE_TOKEN, TokenIds
 from pipeline.config import RunConfig
+from pipeline.data.features import tower_folder
 from pipeline.data.image import ImageFormat
 from pipeline.data.loader import open_sources
 from pipeline.data.text import TextFormat
@@ -30,6 +33,17 @@ def flamingo_text(config: RunConfig) -> TextFormat:
 def flamingo_image(config: RunConfig, vision) -> ImageFormat:
     """Images for an encoder, a `model.vision.VisionEncoder` with or without weights."""
     return ImageFormat(vision.image_size, tuple(vision.mean), tuple(vision.std), config.data.image)
+
+
+def flamingo_features(config: RunConfig, identity: str, image: ImageFormat) -> Path | None:
+    """Where the features of training images are, None where they are not to be used.
+
+    Args:
+        identity: of the image tower, `model.identity.frozen_identity`.
+        image: what the tower takes.
+    """
+    folder = config.data.features
+    return None if folder is None else tower_folder(folder, identity, image)
 
 
 def tower_text(config: RunConfig) -> TextFormat:

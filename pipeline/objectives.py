@@ -18,7 +18,13 @@ from model.identity import frozen_identity
 from model.language import build_language
 from pipeline.config import RunConfig
 from pipeline.data.batch import Batch
-from pipeline.formats import flamingo_image, flamingo_text, tower_image, tower_text
+from pipeline.formats import (
+    flamingo_features,
+    flamingo_image,
+    flamingo_text,
+    tower_image,
+    tower_text,
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,7 @@ class FlamingoObjective:
 
     Attributes:
         frozen: sha256 of each frozen tower's weights, by the configuration key that names it.
+        features: folder of the image tower's features, to be read in training; None for pixels.
     """
 
     def __init__(self, config: RunConfig, dtype: torch.dtype = torch.float32):
@@ -59,6 +66,7 @@ class FlamingoObjective:
             for part in ("vision", "language")
         }
         self.image = flamingo_image(config, self.model.vision)
+        self.features = flamingo_features(config, self.frozen["model.vision.path"], self.image)
         if config.train.activation_checkpointing:
             self.model.checkpoint_activations()
         self._experts = config.model.experts
@@ -94,6 +102,7 @@ class LanguageObjective:
     """Next-token loss of the captions alone: the small language tower."""
 
     frozen: dict[str, str] = {}
+    features: Path | None = None
 
     def __init__(self, config: RunConfig, dtype: torch.dtype = torch.float32):
         torch.manual_seed(config.seed)
@@ -121,6 +130,7 @@ class ContrastiveObjective:
     """InfoNCE between images and captions: the small image tower."""
 
     frozen: dict[str, str] = {}
+    features: Path | None = None
 
     def __init__(self, config: RunConfig, dtype: torch.dtype = torch.float32):
         torch.manual_seed(config.seed)

@@ -17,10 +17,13 @@ class RunProgress:
         total: steps.
         done: steps done before this start.
         silent: show nothing, as on every rank but the first.
+        unit: what is counted, where it is not steps.
     """
 
-    def __init__(self, name: str, *, total: int, done: int, silent: bool) -> None:
-        self.name, self.total, self.note = name, total, ""
+    def __init__(
+        self, name: str, *, total: int, done: int, silent: bool, unit: str = "step"
+    ) -> None:
+        self.name, self.total, self.unit, self.note = name, total, unit, ""
         self._lines = not silent and not sys.stderr.isatty()
         self._began, self._first, self._told = time.monotonic(), done, time.monotonic()
         self._bar = Progress(
@@ -48,5 +51,9 @@ class RunProgress:
         if self._lines and (now - self._told >= SECONDS_BETWEEN_LINES or done == self.total):
             self._told = now
             left = (now - self._began) / max(1, done - self._first) * (self.total - done)
-            parts = [f"{self.name}: step {done}/{self.total}", self.note, f"{left:.0f} s left"]
+            parts = [
+                f"{self.name}: {self.unit} {done}/{self.total}",
+                self.note,
+                f"{left:.0f} s left",
+            ]
             print(", ".join(filter(None, parts)), file=sys.stderr, flush=True)

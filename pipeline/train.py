@@ -77,6 +77,7 @@ def train(config: RunConfig, *, fresh: bool = False) -> dict:
             objective.text,
             objective.image,
             resume=(saved["data"], str(found)) if found else None,
+            features=objective.features,
         )
         held_out = (
             HeldOut(config.data, objective.text, objective.image)

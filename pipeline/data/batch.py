@@ -1,9 +1,9 @@
 """What a rank gets: the tensors of a micro-batch, and how samples become them.
 
-Letters: B rows, N images, F frames, M media slots, T tokens, S pixels of a side.
+Letters: B rows, N images, F frames, M media slots, T tokens, S pixels of a side, P patches.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ class Sample:
         encoded: tokens and labels.
         pixels: uint8 ``[3, S, S]`` for each image token.
         position: in the global order; -1 for what is not in it.
+        features: float16 ``[P, width]`` for each image token, from a cache, in place of pixels.
     """
 
     key: str
@@ -32,6 +33,7 @@ class Sample:
     encoded: Encoded
     pixels: list[np.ndarray]
     position: int = -1
+    features: list[np.ndarray] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,9 @@ class Batch:
 
     Attributes:
         media: images and int64 slots (B, M) that say which of them stands where in a row, -1 for
-            none. Images are uint8 (N, F, 3, S, S) until `to`, which normalises them for the encoder;
-            there is no padding among them. Text of one sample never sees an image of another.
+            none. Images are uint8 (N, F, 3, S, S) until `to`, which normalises them for the encoder,
+            or features of the encoder, float16 (N, F, P, width), where they come from a cache; there
+            is no padding among them. Text of one sample never sees an image of another.
         input_ids: int64 (B, T), padded on the right with the pad token.
         attention_mask: bool (B, T), False on padding.
         labels: int64 (B, T), the token itself where it is predicted, `IGNORE` elsewhere.
@@ -62,6 +65,7 @@ class Batch:
         positions: of each sample in the global order.
         replaced: samples that could not be used.
         mean, std: of the encoder, per channel of values from 0 to 1.
+        black: float16 (P, width), the features of a black image; None where images are pixels.
     """
 
     media: Media
@@ -75,6 +79,7 @@ class Batch:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     replaced: list[Replacement]
+    black: Tensor | None = None
 
     @property
     def num_target_tokens(self) -> int:
@@ -89,31 +94,29 @@ class Batch:
             name: None if tensor is None else tensor.to(device, non_blocking=True)
             for name, tensor in tensors.items()
         }
-        inputs = {
-            kind: replace(m, data=self._normalised(m.data.to(device, non_blocking=True), dtype))
-            for kind, m in self.media.inputs.items()
-        }
+        inputs = {}
+        for kind, media in self.media.inputs.items():
+            if media.data is None:
+                features = media.features.to(device, non_blocking=True).to(dtype)
+                inputs[kind] = replace(media, features=features)
+            else:
+                pixels = media.data.to(device, non_blocking=True)
+                inputs[kind] = replace(media, data=normalise(pixels, self.mean, self.std, dtype))
         media = Media(self.media.slots.to(device, non_blocking=True), inputs)
         return replace(self, media=media, **moved)
 
-    def _normalised(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:
-        if pixels.is_floating_point():
-            return pixels.to(dtype)
-        mean, std = (
-            torch.tensor(values, device=pixels.device).view(3, 1, 1)
-            for values in (self.mean, self.std)
-        )
-        # One product and one sum for each value: x / 255 / std - mean / std.
-        return (pixels.float() * (1 / (255 * std)) - mean / std).to(dtype)
-
     def zero_images(self) -> "Batch":
-        """The control: the same rows, masks and texts with black pixels.
+        """The control: the same rows, masks and texts with black pixels, or the features of such.
 
         Raises:
             ValueError: the images are normalised already, where 0 is no black.
         """
         inputs = {}
         for kind, media in self.media.inputs.items():
+            if media.data is None:
+                black = self.black.to(media.features.device, media.features.dtype)
+                inputs[kind] = replace(media, features=black.expand_as(media.features))
+                continue
             if media.data.is_floating_point():
                 raise ValueError("make images black before they are normalised by `to`")
             inputs[kind] = replace(media, data=torch.zeros_like(media.data))
@@ -126,8 +129,22 @@ class Batch:
             for name in ("input_ids", "attention_mask", "labels", "documents")
             if (tensor := getattr(self, name)) is not None
         }
-        inputs = {k: replace(m, data=m.data.pin_memory()) for k, m in self.media.inputs.items()}
+        inputs = {}
+        for kind, media in self.media.inputs.items():
+            name = "features" if media.data is None else "data"
+            inputs[kind] = replace(media, **{name: getattr(media, name).pin_memory()})
         return replace(self, media=Media(self.media.slots.pin_memory(), inputs), **pinned)
+
+
+def normalise(
+    pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype
+) -> Tensor:
+    """Pixels ``[..., 3, S, S]`` from 0 to 255 as an encoder takes them; floats are so already."""
+    if pixels.is_floating_point():
+        return pixels.to(dtype)
+    mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (mean, std))
+    # One product and one sum for each value: x / 255 / std - mean / std.
+    return (pixels.float() * (1 / (255 * std)) - mean / std).to(dtype)
 
 
 def collate(
@@ -137,6 +154,7 @@ def collate(
     pad_id: int,
     pack_tokens: int | None = None,
     replaced: list[Replacement] | None = None,
+    black: np.ndarray | None = None,
 ) -> Batch:
     """Samples to a batch.
 
@@ -146,6 +164,7 @@ def collate(
         pad_id: token that fills rows.
         pack_tokens: longest row of several samples; None gives every sample a row.
         replaced: goes into the batch.
+        black: float16 ``[P, width]``, features of a black image, where the samples hold features.
     """
     lengths = [len(sample.encoded.ids) for sample in samples]
     rows = [[i] for i in range(len(samples))]
@@ -157,7 +176,7 @@ def collate(
     labels = np.full((len(rows), width), IGNORE)
     documents = np.full((len(rows), width), -1)
     slots = np.full((len(rows), max(1, *slots_in_row)), -1)
-    pixels: list[np.ndarray] = []
+    images: list[np.ndarray] = []
     for r, row in enumerate(rows):
         at = slot = 0
         for number, i in enumerate(row):
@@ -165,18 +184,18 @@ def collate(
             input_ids[r, at:end], labels[r, at:end] = encoded.ids, encoded.labels
             documents[r, at:end] = number
             slots[r, slot : slot + encoded.num_images] = range(
-                len(pixels), len(pixels) + encoded.num_images
+                len(images), len(images) + encoded.num_images
             )
-            pixels += samples[i].pixels
+            images += samples[i].pixels if black is None else samples[i].features
             at, slot = end, slot + encoded.num_images
     # A batch without any image still has one, black and in no slot: every rank runs the encoder.
     side = 1 if image is None else image.size
-    frames = np.stack(pixels) if pixels else np.zeros((1, 3, side, side), np.uint8)
+    blank = np.zeros((3, side, side), np.uint8) if black is None else black
+    frames = torch.from_numpy(np.stack(images or [blank])).unsqueeze(1)
+    shown = MediaInput(frames) if black is None else MediaInput(features=frames)
     documents_tensor = torch.from_numpy(documents)
     return Batch(
-        media=Media(
-            torch.from_numpy(slots), {"image": MediaInput(torch.from_numpy(frames).unsqueeze(1))}
-        ),
+        media=Media(torch.from_numpy(slots), {"image": shown}),
         input_ids=torch.from_numpy(input_ids),
         attention_mask=documents_tensor >= 0,
         labels=torch.from_numpy(labels),
@@ -187,4 +206,5 @@ def collate(
         mean=(0.0, 0.0, 0.0) if image is None else image.mean,
         std=(1.0, 1.0, 1.0) if image is None else image.std,
         replaced=replaced or [],
+        black=None if black is None else torch.from_numpy(black),
     )

@@ -123,12 +123,23 @@ class Dataset:
 
     def record(self, shard: int, slot: int) -> np.void:
         """The index record of a kept sample, of `INDEX_DTYPE`."""
-        if self._bitmap is not None:
-            if shard not in self._slots:
-                _make_room(self._slots)
-                self._slots[shard] = self._bitmap.kept(shard)
-            slot = self._slots[shard][slot]
-        return self._index(shard)[slot]
+        return self.index(shard)[self.stored_slot(shard, slot)]
+
+    def stored_slot(self, shard: int, slot: int) -> int:
+        """The number that a kept sample has among all samples of its shard, kept or not."""
+        return slot if self._bitmap is None else int(self._kept(shard)[slot])
+
+    def stored_slots(self, shard: int) -> np.ndarray:
+        """`stored_slot` of every kept sample of a shard, ascending."""
+        if self._bitmap is None:
+            return np.arange(self.manifest.shards[shard].samples)
+        return self._kept(shard)
+
+    def _kept(self, shard: int) -> np.ndarray:
+        if shard not in self._slots:
+            _make_room(self._slots)
+            self._slots[shard] = self._bitmap.kept(shard)
+        return self._slots[shard]
 
     def read(self, number: int) -> RawSample:
         """A kept sample, counted through the folder.
@@ -187,7 +198,8 @@ class Dataset:
         """Whether its tars lie in an object store."""
         return not self.folder.is_local or "://" in self.manifest.shards[0].path
 
-    def _index(self, shard: int) -> np.ndarray:
+    def index(self, shard: int) -> np.ndarray:
+        """The index records of all samples of a shard, kept or not."""
         if shard not in self._indexes:
             _make_room(self._indexes)
             name = f"index/{self.manifest.shards[shard].name}.npy"
@@ -221,7 +233,7 @@ class Dataset:
         bound = np.uint64(fraction * 2**64)
         kept = []
         for shard in range(len(self.manifest.shards)):
-            apart = self._index(shard)["content_hash"] < bound
+            apart = self.index(shard)["content_hash"] < bound
             kept.append(np.packbits(apart == held_out))
         samples = np.array([s.samples for s in self.manifest.shards], np.int64)
         return Bitmap(np.concatenate(kept) if kept else np.empty(0, np.uint8), samples)

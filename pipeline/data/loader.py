@@ -18,6 +18,7 @@ from pipeline.batch_plan import BatchPlan
 from pipeline.config import DataConfig
 from pipeline.data.batch import Batch, Sample, collate
 from pipeline.data.dataset import Dataset, UnusableSampleError
+from pipeline.data.features import open_features
 from pipeline.data.image import ImageFormat
 from pipeline.data.order import Order
 from pipeline.data.remote import RemoteShards
@@ -37,10 +38,11 @@ class TrainStream:
         text: how texts become tokens.
         image: how images become pixels; None leaves them out.
         resume: state that an earlier run left in its checkpoint, and where that lies, for messages.
+        features: folder of the tower's features, to be read in place of pixels.
 
     Raises:
-        ConfigError: a source is no dataset folder, or not the one of the earlier run; with all of
-            these problems.
+        ConfigError: a source is no dataset folder, not the one of the earlier run, or lacks features;
+            with all of these problems.
 
     Attributes:
         state: where the run is; advanced by whoever consumes the batches.
@@ -54,6 +56,7 @@ class TrainStream:
         image: ImageFormat | None,
         *,
         resume: tuple[dict, str] | None = None,
+        features: Path | None = None,
     ) -> None:
         self.config = config
         datasets = open_sources(config)
@@ -77,9 +80,9 @@ class TrainStream:
             lanes=config.lanes,
             block=config.shuffle_block,
         )
-        self.reader = SampleReader(
-            [*self.datasets.values()], self.order, text, image, seed, config.budget.in_a_row
-        )
+        cache = features and open_features(features, self.datasets, config.max_images)
+        datasets, in_a_row = [*self.datasets.values()], config.budget.in_a_row
+        self.reader = SampleReader(datasets, self.order, text, image, seed, in_a_row, cache)
 
     def micro_batch(self, plan: BatchPlan, position: int, rank: int, micro_step: int) -> Batch:
         """The part of the global batch at `position` that a rank computes in a micro-step.
@@ -95,6 +98,7 @@ class TrainStream:
             pad_id=self.reader.text.pad_id,
             pack_tokens=self.config.pack_tokens,
             replaced=replaced,
+            black=self.reader.features and self.reader.features.black,
         )
 
     def steps(

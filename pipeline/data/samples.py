@@ -1,6 +1,8 @@
 """Places of the order to samples: read together, decode, and replace what cannot be used."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -8,6 +10,7 @@ from data_prep.errors import DataBudgetError
 from data_prep.image import DECODE_ERRORS
 from pipeline.data.batch import Replacement, Sample
 from pipeline.data.dataset import Dataset, RawSample, UnusableSampleError
+from pipeline.data.features import FeatureCache
 from pipeline.data.image import Draw, ImageFormat
 from pipeline.data.order import Order, Places
 from pipeline.data.text import Encoded, TextFormat
@@ -24,6 +27,7 @@ class SampleReader:
         image: how images become pixels; None leaves them out.
         seed: of the augmentation.
         most_in_a_row: samples that stand in for one another, at most.
+        features: read in place of pixels; None decodes.
     """
 
     datasets: list[Dataset]
@@ -32,6 +36,7 @@ class SampleReader:
     image: ImageFormat | None
     seed: int
     most_in_a_row: int
+    features: FeatureCache | None = None
 
     def read(self, places: Places) -> tuple[list[Sample], list[Replacement]]:
         """The sample of each place, and what was replaced on the way.
@@ -48,16 +53,25 @@ class SampleReader:
         encoded = iter(self.text.encode([r.parts for r in usable]))
         samples, replaced = [], []
         for i, found in enumerate(raw):
-            position = int(places.position[i])
             try:
                 if isinstance(found, UnusableSampleError):
                     raise found
-                samples.append(decode_sample(found, next(encoded), self.image, position, self.seed))
+                samples.append(self._sample(found, next(encoded), places, i))
             except UnusableSampleError as error:
                 sample, more = self._successor(places[i : i + 1], error)
                 samples.append(sample)
                 replaced += more
         return samples, replaced
+
+    def _sample(self, raw: RawSample, encoded: Encoded, places: Places, i: int) -> Sample:
+        cached, position = None, int(places.position[i])
+        if self.features is not None:
+            source, shard, slot = (
+                int(numbers[i]) for numbers in (places.source, places.shard, places.slot)
+            )
+            read = self.features.sources[source].read
+            cached = partial(read, shard, slot, key=raw.key)
+        return decode_sample(raw, encoded, self.image, position, self.seed, cached=cached)
 
     def _raw(self, places: Places) -> list[RawSample | UnusableSampleError]:
         raw: list[RawSample | UnusableSampleError | None] = [None] * len(places)
@@ -77,13 +91,13 @@ class SampleReader:
         position, replaced = int(place.position[0]), []
         for attempt in range(1, self.most_in_a_row + 1):
             replaced.append(Replacement(position, error.key, error.reason, error.counted))
-            (found,) = self._raw(self.order.successor(place, attempt))
+            successor = self.order.successor(place, attempt)
+            (found,) = self._raw(successor)
             try:
                 if isinstance(found, UnusableSampleError):
                     raise found
                 (encoded,) = self.text.encode([found.parts])
-                sample = decode_sample(found, encoded, self.image, position, self.seed)
-                return sample, replaced
+                return self._sample(found, encoded, successor, 0), replaced
             except UnusableSampleError as another:
                 error = another
         keys = ", ".join(r.key for r in replaced[:3])
@@ -95,7 +109,13 @@ class SampleReader:
 
 
 def decode_sample(
-    raw: RawSample, encoded: Encoded, image: ImageFormat | None, position: int, seed: int | None
+    raw: RawSample,
+    encoded: Encoded,
+    image: ImageFormat | None,
+    position: int,
+    seed: int | None,
+    *,
+    cached: Callable[[int], list[np.ndarray]] | None = None,
 ) -> Sample:
     """Decode the images that have a token, augmented by seed and position.
 
@@ -105,6 +125,7 @@ def decode_sample(
         image: how images become pixels; None leaves them out.
         position: in the global order.
         seed: of the augmentation; None for none.
+        cached: gives the features of the first so many images, in place of decoding them.
 
     Raises:
         UnusableSampleError: an image cannot be decoded, or there is nothing to learn.
@@ -115,6 +136,9 @@ def decode_sample(
     # Where the text stands alone there is no image token; its images are still decoded, for objectives
     # that compare them.
     wanted = 0 if image is None else encoded.num_images or 1
+    if cached is not None:
+        features = cached(min(wanted, len(raw.images)))
+        return Sample(raw.key, raw.text, encoded, [], position, features)
     for number, data in enumerate(raw.images[:wanted]):
         draw = None if seed is None else Draw(seed, position, number)
         try:

@@ -117,3 +117,10 @@ def test_help_shows_an_example(command):
 def test_data_that_does_not_fit_together_is_refused(override, message):
     with pytest.raises(ConfigError, match=message):
         load_config("demo", [override])
+
+
+def test_a_path_below_the_root_needs_no_quotes_in_an_override():
+    config = load_config(
+        "demo", ["root=/r", "data.features={root}/features", "tracking.uri={root}"]
+    )
+    assert (config.data.features, config.tracking.uri) == ("/r/features", "/r")

@@ -65,3 +65,26 @@ def test_strategy_file_may_not_hold_what_the_run_owns(tmp_path, monkeypatch):
     with pytest.raises(ConfigError) as caught:
         load_strategy("bad")
     assert [p.value for p in caught.value.problems] == ["gradient_clipp1ng", "train_batch_size"]
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "remedy"),
+    [
+        ("data.image.crop_area=0.5", "data.image.crop_area", "set data.image.crop_area=1"),
+        ("data.image.flip_ratio=0.5", "data.image.flip_ratio", "set data.image.flip_ratio=0"),
+        ("data.image.drop_ratio=0.1", "data.image.drop_ratio", "set data.image.drop_ratio=0"),
+        ("data.features=s3://bucket/features", "data.features", "give a path"),
+        ("objective=language", "data.features", "set data.features=null"),
+    ],
+)
+def test_features_go_with_images_as_they_are(override, key, remedy):
+    ours = ["data.features={root}/features", override]
+    with pytest.raises(ConfigError) as caught:
+        check_run(load_config("demo", ours), 2)
+    (problem,) = caught.value.problems
+    assert problem.key == key and problem.remedy.startswith(remedy)
+
+
+def test_features_of_images_as_they_are_can_be_used():
+    check_run(load_config("demo", ["data.features={root}/features", "data.image.fit=pad"]), 2)
+    check_run(load_config("demo", ["data.image.flip_ratio=0.5"]), 2)

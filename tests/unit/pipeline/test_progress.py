@@ -31,3 +31,9 @@ def test_other_ranks_show_nothing(capsys, clock):
         shown.step(2)
     captured = capsys.readouterr()
     assert captured.err == captured.out == ""
+
+
+def test_what_is_counted_has_a_name(capsys, clock):
+    with progress.RunProgress("features", total=4, done=0, silent=False, unit="image") as shown:
+        shown.step(4)
+    assert capsys.readouterr().err == "features: image 4/4, 0 s left\n"
