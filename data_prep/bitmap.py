@@ -47,6 +47,25 @@ class Bitmap:
         part = self.bits[self._starts[shard] : self._starts[shard + 1]]
         return np.flatnonzero(np.unpackbits(part, count=int(self.samples[shard])))
 
+    def __invert__(self) -> "Bitmap":
+        """Samples that this one does not keep."""
+        bits = ~self.bits
+        last, padding = self._padding()
+        bits[last] &= ~padding
+        return Bitmap(bits, self.samples)
+
+    def _padding(self) -> tuple[np.ndarray, np.ndarray]:
+        """Last bytes of shards that do not fill them, and the bits of each that belong to no sample."""
+        rest = self.samples % 8
+        partial = np.flatnonzero(rest)
+        padding = (1 << (8 - rest[partial])) - 1
+        return self._starts[partial + 1] - 1, padding.astype(np.uint8)
+
+    def is_clean(self) -> bool:
+        """Whether the bits that belong to no sample are 0, as all counting takes for granted."""
+        last, padding = self._padding()
+        return not (self.bits[last] & padding).any()
+
     def __and__(self, other: "Bitmap") -> "Bitmap":
         """Samples that both keep."""
         return Bitmap(self.bits & other.bits, self.samples)
@@ -115,4 +134,8 @@ def read_bitmap(folder: Folder, manifest: Manifest, name: str, key: str) -> tupl
     if not belongs or len(bits) != int(((samples + 7) // 8).sum()):
         rule = "was made for this state of the dataset; samples have been added or changed since"
         raise ConfigError([Problem(key, name, rule, "make the selection again")])
-    return Bitmap(bits, samples), digest
+    bitmap = Bitmap(bits, samples)
+    if not bitmap.is_clean() or hashlib.sha256(bits).hexdigest() != digest:
+        rule = "holds the bits that it was written with"
+        raise ConfigError([Problem(key, name, rule, "make the selection again")])
+    return bitmap, digest

@@ -184,6 +184,21 @@ def _reduced_on_white(
     return picture, (0, 0, width / factor, height / factor)
 
 
+def rgb_on_white(source: Image.Image) -> Image.Image:
+    """The whole decoded image as RGB: transparency on white, of 16 bits the upper 8, turned upright.
+
+    Raises:
+        one of `DECODE_ERRORS`.
+    """
+    source.load()
+    picture = _on_white(source, _is_sixteen_bit(source))
+    if "exif" in source.info and _orientation(source) != 1:
+        exif = picture.getexif()
+        exif[_ORIENTATION] = _orientation(source)
+        picture = ImageOps.exif_transpose(picture)
+    return picture
+
+
 def _is_sixteen_bit(source: Image.Image) -> bool:
     if source.mode == "I":
         return source.getextrema()[1] > 255

@@ -86,7 +86,7 @@ def index_folder(
     statuses = sum((Counter(note["statuses"]) for note in notes), Counter())
     manifest = Manifest(
         source=(source.path.resolve() if source.is_local else Path(tars)).name,
-        input_fingerprint=canonical_hash([[s.path, s.sha256] for s in shards]),
+        input_fingerprint=canonical_hash([s.sha256 for s in shards]),
         policy_hash=canonical_hash("indexed"),
         rows=sum(s.rows for s in shards),
         samples=sum(s.samples for s in shards),

@@ -11,6 +11,7 @@ selections (`data_prep/bitmap.py`).
 import hashlib
 import json
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -90,12 +91,15 @@ class ShardEntry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(description="stem shared by the ledger and index files: 000000")
+    name: str = Field(
+        pattern=r"^\w[\w.-]*$", description="stem shared by the ledger and index files: 000000"
+    )
     path: str = Field(description="of the tar, below the dataset folder, or a whole URL or path")
-    rows: int = Field(description="input rows planned into this shard")
-    samples: int = Field(description="rows that ended ok and are stored")
-    bytes: int = Field(description="size of the tar in bytes")
-    sha256: str = Field(description="sha256 of the tar, hexadecimal")
+    rows: int = Field(ge=0, description="input rows planned into this shard")
+    samples: int = Field(ge=0, description="rows that ended ok and are stored")
+    bytes: int = Field(ge=0, description="size of the tar in bytes")
+    # Names files of the cache: a manifest from elsewhere must not name others by it.
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="sha256 of the tar, hexadecimal")
 
 
 class Manifest(BaseModel):
@@ -112,12 +116,11 @@ class Manifest(BaseModel):
     statuses: dict[str, int] = Field(description="rows per terminal status")
     shards: list[ShardEntry] = Field(description="shards in row order")
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """sha256 of the canonical JSON: the identity of the dataset, wherever its tars lie."""
-        return canonical_hash(
-            self.model_dump(mode="json", exclude={"shards": {"__all__": {"path"}}})
-        )
+        """sha256 of the canonical JSON: the identity of the dataset, whatever its place and name."""
+        elsewhere = {"source": True, "shards": {"__all__": {"path"}}}
+        return canonical_hash(self.model_dump(mode="json", exclude=elsewhere))
 
 
 def canonical_hash(value: object) -> str:

@@ -2,18 +2,24 @@
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from data_prep.errors import ConfigError, Problem
+
+WAITS = (0.2, 1.0, 5.0)  # seconds before a store is asked again
+T = TypeVar("T")
 
 
 class Folder:
     """Files below one place, named by their paths relative to it.
 
-    Safe to use from several threads. Credentials and end points of object stores come from their own
-    environment variables (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``, ...).
+    Safe to use from several threads. A store that fails is asked again some times. Credentials and end
+    points of object stores come from their own environment variables (``AWS_ACCESS_KEY_ID``,
+    ``AWS_ENDPOINT_URL``, ...).
 
     Args:
         url: path, or URL that fsspec knows.
@@ -43,16 +49,14 @@ class Folder:
         """Whether there is such a file, or without a name the folder itself."""
         if self.is_local:
             return (self.path / name).exists()
-        with _as_os_error():
-            return self._files.exists(self._full(name))
+        return _ask(lambda: self._files.exists(self._full(name)))
 
     def names(self, suffix: str) -> list[str]:
         """All files below the folder that end so, sorted."""
         if self.is_local:
             found = self.path.rglob(f"*{suffix}")
             return sorted(p.relative_to(self.path).as_posix() for p in found if p.is_file())
-        with _as_os_error():
-            paths = self._files.find(self._root)
+        paths = _ask(lambda: self._files.find(self._root))
         return sorted(p[len(self._root) + 1 :] for p in paths if p.endswith(suffix))
 
     def size(self, name: str) -> int:
@@ -63,8 +67,7 @@ class Folder:
         """
         if self.is_local:
             return (self.path / name).stat().st_size
-        with _as_os_error():
-            return self._files.size(self._full(name))
+        return _ask(lambda: self._files.size(self._full(name)))
 
     def read(self, name: str) -> bytes:
         """A whole file.
@@ -74,8 +77,7 @@ class Folder:
         """
         if self.is_local:
             return (self.path / name).read_bytes()
-        with _as_os_error():
-            return self._files.cat_file(self._full(name))
+        return _ask(lambda: self._files.cat_file(self._full(name)))
 
     def open(self, name: str):
         """A file to read from front to back, as a context manager; it has ``read`` alone.
@@ -85,8 +87,8 @@ class Folder:
         """
         if self.is_local:
             return (self.path / name).open("rb")
-        with _as_os_error():
-            file = self._files.open(self._full(name), "rb", cache_type="readahead")
+        full = self._full(name)
+        file = _ask(lambda: self._files.open(full, "rb", cache_type="readahead"))
         return _StoreFile(file)
 
     def read_spans(self, spans: Sequence[tuple[str, int, int]]) -> list[bytes]:
@@ -97,13 +99,10 @@ class Folder:
         """
         if self.is_local:
             raise ValueError("open local files and read at positions instead")
-        with _as_os_error():
-            return self._files.cat_ranges(
-                [self._full(name) for name, _, _ in spans],
-                [start for _, start, _ in spans],
-                [start + length for _, start, length in spans],
-                on_error="raise",
-            )
+        names = [self._full(name) for name, _, _ in spans]
+        starts = [start for _, start, _ in spans]
+        ends = [start + length for _, start, length in spans]
+        return _ask(lambda: self._files.cat_ranges(names, starts, ends, on_error="raise"))
 
     def download(self, name: str, target: Path) -> None:
         """Copy a file to the local disk; it has its name only when it is whole.
@@ -116,14 +115,30 @@ class Folder:
             if self.is_local:
                 shutil.copyfile(self.path / name, partial)
             else:
-                with _as_os_error():
-                    self._files.get_file(self._full(name), str(partial))
+                _ask(lambda: self._files.get_file(self._full(name), str(partial)))
             os.replace(partial, target)
         finally:
             partial.unlink(missing_ok=True)
 
     def _full(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
+
+
+def _ask(call: Callable[[], T]) -> T:
+    """Ask a store; what fails in passing is asked again, what is not there or not allowed is not."""
+    for wait in WAITS:
+        try:
+            return _once(call)
+        except (FileNotFoundError, PermissionError):
+            raise
+        except OSError:
+            time.sleep(wait)
+    return _once(call)
+
+
+def _once(call: Callable[[], T]) -> T:
+    with _as_os_error():
+        return call()
 
 
 class _StoreFile:

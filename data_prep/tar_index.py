@@ -88,8 +88,9 @@ class _Hashed:
 def _samples(tar: tarfile.TarFile) -> Iterator[list[tuple]]:
     """Lists of (key, extension, start, end, data) of members that follow one another with one key."""
     sample: list[tuple] = []
+    too_large = 0xFFFFFFFF  # a sample of more does not fit the index; it is not read into memory
     for member in tar:
-        if not member.isfile():
+        if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):  # all that is read later
             continue
         key, extension = split_name(member.name)
         if not key:
@@ -97,7 +98,8 @@ def _samples(tar: tarfile.TarFile) -> Iterator[list[tuple]]:
         if sample and sample[0][0] != key:
             yield sample
             sample = []
-        data = tar.extractfile(member).read() if kind_of(extension)[0] else b""
+        wanted = kind_of(extension)[0] and member.size < too_large
+        data = tar.extractfile(member).read() if wanted else b""
         end = member.offset_data + member.size + -member.size % BLOCK
         sample.append((key, extension, member.offset, end, data))
     if sample:
@@ -121,7 +123,7 @@ def _record(sample: list[tuple], number: int) -> tuple[tuple | None, Status]:
             text.decode()
         # Reads the header alone.
         width, height = Image.open(io.BytesIO(images[0]), formats=FORMATS).size
-    except (*DECODE_ERRORS, Image.DecompressionBombError):
+    except DECODE_ERRORS:
         return None, Status.UNDECODABLE
     digest = hashlib.sha256(images[0]).digest()[:8]
     sides = (min(width, 0xFFFF), min(height, 0xFFFF))

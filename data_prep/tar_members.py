@@ -33,7 +33,7 @@ def kind_of(extension: str) -> tuple[str | None, int]:
     the image (place -2) stands before the text (-1).
     """
     number, dot, last = extension.rpartition(".")
-    if dot and not number.isdecimal():
+    if dot and not (number.isdecimal() and len(number) < 10):
         return None, 0
     if last in IMAGE_EXTENSIONS:
         return "image", int(number) if dot else -2
@@ -94,10 +94,10 @@ def members(span: bytes) -> Iterator[tuple[str, int, int]]:
             yield long_name or _name(header), start, end
             long_name = None
         elif kind == b"L":
-            long_name = span[start:end].rstrip(b"\0").decode("utf-8", "surrogateescape")
+            long_name = span[start:end].rstrip(b"\0").decode("utf-8", "backslashreplace")
         elif kind == b"x":
             path = _PATH.search(span[start:end])
-            long_name = path[1].decode("utf-8", "surrogateescape") if path else long_name
+            long_name = path[1].decode("utf-8", "backslashreplace") if path else long_name
         else:
             long_name = None  # it was the name of a folder or a link
         at = end + -size % BLOCK
@@ -109,7 +109,7 @@ def _name(header: bytes) -> str:
     name = header[:100].split(b"\0", 1)[0]
     if header[257:263] == b"ustar\0" and header[345]:
         name = header[345:500].split(b"\0", 1)[0] + b"/" + name
-    return name.decode("utf-8", "surrogateescape")
+    return name.decode("utf-8", "backslashreplace")
 
 
 def _number(field: bytes) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from data_prep.image import FORMATS
+from data_prep.image import FORMATS, rgb_on_white
 from pipeline.config import ImageInputConfig
 from pipeline.data.permutation import hash_key
 
@@ -38,15 +38,14 @@ class ImageFormat:
             one of `data_prep.image.DECODE_ERRORS`: it is no image, cut off, or far too large.
         """
         image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if self.config.fit != "pad":
+            # JPEG at a half, a quarter or an eighth straight from its coefficients; never too small
+            # for what a random crop may keep of it.
+            least = self.config.crop_area**0.5 if draw is not None else 1.0
+            shrink = self.size / (least * min(image.size))
+            image.draft(None, tuple(int(side * shrink) + 1 for side in image.size))
+        image = rgb_on_white(image)
         box = self._box(image.size, draw)
-        if box is not None and min(box[2] - box[0], box[3] - box[1]) >= 2 * self.size:
-            full = image.size
-            # JPEG at a half, a quarter or an eighth straight from its coefficients; never too small.
-            shrink = self.size / min(box[2] - box[0], box[3] - box[1])
-            image.draft("RGB", (int(full[0] * shrink), int(full[1] * shrink)))
-            scale = image.size[0] / full[0], image.size[1] / full[1]
-            box = tuple(value * scale[i % 2] for i, value in enumerate(box))
-        image = image.convert("RGB")
         side = (self.size, self.size)
         if self.config.fit == "pad":
             image = self._pad(image)

@@ -8,6 +8,7 @@ random order block by block. So a lane reads one or two shards at a time, and wh
 lanes in every step reads the same shards.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -16,7 +17,7 @@ from pipeline.data.mixing import Mixture, WeightsLog
 from pipeline.data.permutation import hash_key, permute
 
 EPOCHS_KEPT = 4
-CHUNK, CHUNKS_KEPT = 2048, 8
+CHUNK, LATELY = 2048, 8
 
 
 @dataclass(frozen=True)
@@ -122,13 +123,14 @@ class SourceOrder:
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Shards in the order of an epoch, and where each of them ends on the line."""
-        if epoch not in self._epochs:
-            if len(self._epochs) >= EPOCHS_KEPT:
-                del self._epochs[next(iter(self._epochs))]
+        found = self._epochs.get(epoch)
+        if found is None:
             keys = hash_key(self._key, "shards", epoch, np.arange(len(self.counts)))
             shuffled = np.argsort(keys, kind="stable")
-            self._epochs[epoch] = shuffled, np.cumsum(self.counts[shuffled])
-        return self._epochs[epoch]
+            found = self._epochs[epoch] = shuffled, np.cumsum(self.counts[shuffled])
+            if len(self._epochs) > EPOCHS_KEPT:
+                self._epochs.pop(next(iter(self._epochs), None), None)
+        return found
 
 
 class Order:
@@ -157,6 +159,7 @@ class Order:
         self.names = list(counts)
         self.mixture = Mixture(self.names, log)
         self._chunks: dict[int, Places] = {}
+        self._batches: dict[tuple[int, int], Places] = {}
         self.sources = [
             SourceOrder(seed, name, count, lanes=lanes, block=block)
             for name, count in counts.items()
@@ -179,19 +182,31 @@ class Order:
         Dividing the arrangement into equal consecutive parts gives every rank about the same lanes in
         every batch, for any number of ranks.
         """
+        return self._kept(self._batches, (position, size), self._arranged)
+
+    def _arranged(self, wanted: tuple[int, int]) -> Places:
+        position, size = wanted
         chunks = range(position // CHUNK, (position + size - 1) // CHUNK + 1)
-        places = concatenate([self._chunk(number) for number in chunks])
+        places = concatenate([self._kept(self._chunks, c, self._chunk) for c in chunks])
         first = position - chunks[0] * CHUNK
         places = places[first : first + size]
         return places[np.lexsort((places.position, places.lane))]
 
     def _chunk(self, number: int) -> Places:
         """Places of `CHUNK` positions: arrays that long cost a sample a tenth of what short ones do."""
-        if number not in self._chunks:
-            if len(self._chunks) >= CHUNKS_KEPT:
-                del self._chunks[next(iter(self._chunks))]
-            self._chunks[number] = self.locate(np.arange(number * CHUNK, (number + 1) * CHUNK))
-        return self._chunks[number]
+        return self.locate(np.arange(number * CHUNK, (number + 1) * CHUNK))
+
+    def _kept(self, kept: dict, key: object, make: Callable[[object], Places]) -> Places:
+        """What was made lately is not made again, for the micro-steps of a batch above all.
+
+        Two threads may come here at once: at worst both make it.
+        """
+        found = kept.get(key)
+        if found is None:
+            found = kept[key] = make(key)
+            if len(kept) > LATELY:
+                kept.pop(next(iter(kept), None), None)
+        return found
 
     def successor(self, place: Places, attempt: int) -> Places:
         """The place that stands in for one (of length 1) whose sample cannot be used."""

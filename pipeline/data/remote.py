@@ -1,6 +1,14 @@
-"""Shards in an object store: read span by span, or kept whole on the local disk within a size limit."""
+"""Shards in an object store: read span by span, or kept whole on the local disk within a size limit.
+
+The cache is shared by all processes of a node, which may be killed at any moment:
+
+    <sha256>.tar        a whole shard, checked against the manifest
+    <sha256>.lock       held by whoever fetches the shard
+    <sha256>.fetching   as large as the shard will be, so that its room is taken; then renamed
+"""
 
 import fcntl
+import hashlib
 import os
 import time
 from collections.abc import Iterator
@@ -13,7 +21,6 @@ from data_prep.storage import Folder
 
 # Two spans of one shard that are nearer than this are fetched by one request.
 LARGEST_GAP = 64 * 1024
-TRIES = 4
 DOWNLOADS = 4
 Span = tuple[ShardEntry, int, int]
 
@@ -24,10 +31,11 @@ class RemoteShards:
     Args:
         read: ``shards`` keeps whole shards in `cache`; ``ranges`` asks for the spans alone.
         cache: folder on the local disk, shared by all processes of a node.
-        cache_bytes: what the folder may hold; the shards that were used longest ago make room.
+        cache_bytes: what the folder may hold; the shards that were used longest ago make room. One
+            shard alone may be larger.
     """
 
-    def __init__(self, read: str, cache: Path | None, cache_bytes: int) -> None:
+    def __init__(self, read: str, cache: Path, cache_bytes: int) -> None:
         self.mode = read
         self.cache = cache
         self.cache_bytes = cache_bytes
@@ -38,10 +46,10 @@ class RemoteShards:
         """Bytes of ``(shard, start, length)`` each, in the order asked.
 
         Raises:
-            OSError: the store still fails after some tries, or a tar is not the one that was indexed.
+            OSError: the store goes on failing, or a tar is not the one that was indexed.
         """
         if self.mode == "ranges":
-            return _retry(lambda: _read_ranges(folder, spans))
+            return _read_ranges(folder, spans)
         data: list[bytes] = []
         for shard, start, length in spans:
             # Opened anew: another process may have made room of it in between, and the name is cheap.
@@ -58,11 +66,19 @@ class RemoteShards:
             self._pool = ThreadPoolExecutor(DOWNLOADS, thread_name_prefix="shards")
         self._pool.submit(self._fetch_quietly, folder, shard)
 
+    def stop(self) -> None:
+        """Forget what was to be fetched and has not begun; a process that ends must not wait for it."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool, self._asked = None, set()
+
     def _fetch_quietly(self, folder: Folder, shard: ShardEntry) -> None:
-        # A failure is told by the read that needs the shard.
-        with suppress(OSError), self._opened(folder, shard):
-            pass
-        self._asked.discard(shard.sha256)
+        try:
+            # A failure is told by the read that needs the shard.
+            with suppress(OSError), self._opened(folder, shard):
+                pass
+        finally:
+            self._asked.discard(shard.sha256)
 
     @contextmanager
     def _opened(self, folder: Folder, shard: ShardEntry) -> Iterator[int]:
@@ -71,34 +87,66 @@ class RemoteShards:
         Named by its content: a tar that has changed is another one.
         """
         target = self.cache / f"{shard.sha256}.tar"
-        file = _open(target)
-        if file is None:
+        # Again, where another process made room of it before it could be opened.
+        while (file := _open(target, shard.bytes)) is None:
             self.cache.mkdir(parents=True, exist_ok=True)
             with _locked(target.with_suffix(".lock")):
-                file = _open(target)  # somebody else may have fetched it meanwhile
-                if file is None:
-                    self._make_room(shard.bytes)
-                    _retry(lambda: _download(folder, shard, target))
-                    file = _open(target)
+                if not target.exists():
+                    self._fetch(folder, shard, target)
         try:
             yield file
         finally:
             os.close(file)
 
-    def _make_room(self, needed: int) -> None:
-        """Remove what was used longest ago, of any dataset, until the new shard fits."""
+    def _fetch(self, folder: Folder, shard: ShardEntry, target: Path) -> None:
+        taken, partial = target.with_suffix(".fetching"), target.with_suffix(".partial")
+        self._take_room(shard.bytes, taken)
+        try:
+            where, name = _place(folder, shard.path)
+            where.download(name, partial)
+            with partial.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            if sha256 != shard.sha256:
+                raise OSError(
+                    f"{where.url}/{name} is not the tar that the manifest names (sha256 "
+                    f"{sha256[:12]}, not {shard.sha256[:12]}): it was changed after it was indexed; "
+                    "bring it back, or run `roseate index --again`"
+                )
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+            taken.unlink(missing_ok=True)
+
+    def _take_room(self, needed: int, taken: Path) -> None:
+        """Remove what was used longest ago, of any dataset, until the new shard fits; wait for others.
+
+        What others fetch at the moment cannot be removed yet.
+        """
+        while not self._try_room(needed, taken):
+            time.sleep(0.05)
+
+    def _try_room(self, needed: int, taken: Path) -> bool:
         with _locked(self.cache / "room.lock"):
-            shards = []
-            for path in self.cache.glob("*.tar"):
+            total, shards, fetching = needed, [], 0
+            for path in self.cache.iterdir():
+                if path.suffix not in (".tar", ".fetching") or _left_behind(path):
+                    continue
                 with suppress(FileNotFoundError):
                     stat = path.stat()
-                    shards.append((stat.st_mtime_ns, stat.st_size, path))
-            total = sum(size for _, size, _ in shards)
+                    total += stat.st_size
+                    fetching += path.suffix == ".fetching"
+                    if path.suffix == ".tar":
+                        shards.append((stat.st_mtime_ns, stat.st_size, path))
             for _, size, path in sorted(shards):
-                if total + needed <= self.cache_bytes:
+                if total <= self.cache_bytes:
                     break
                 path.unlink(missing_ok=True)
                 total -= size
+            if total > self.cache_bytes and fetching:
+                return False
+            with taken.open("wb") as file:
+                file.truncate(needed)  # takes no block of the disk
+            return True
 
     def __getstate__(self) -> dict:
         """Threads stay behind when it goes to a worker process."""
@@ -137,22 +185,33 @@ def _place(folder: Folder, path: str) -> tuple[Folder, str]:
     return Folder(f"{scheme}://{bucket}", "manifest"), name
 
 
-def _download(folder: Folder, shard: ShardEntry, target: Path) -> None:
-    where, name = _place(folder, shard.path)
-    where.download(name, target)
-    size = target.stat().st_size
-    if size != shard.bytes:
-        target.unlink()
-        raise OSError(
-            f"{where.url}/{name} has {size} bytes, the manifest says {shard.bytes}: the tar was "
-            "changed after it was indexed; bring it back, or run `roseate index --again`"
-        )
+def _left_behind(path: Path) -> bool:
+    """Whether nobody fetches what is being fetched: the process died; then it is removed."""
+    if path.suffix != ".fetching":
+        return False
+    file = os.open(path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    else:
+        path.unlink(missing_ok=True)
+        path.with_suffix(".partial").unlink(missing_ok=True)
+        return True
+    finally:
+        os.close(file)
 
 
-def _open(path: Path) -> int | None:
+def _open(path: Path, size: int) -> int | None:
     try:
         file = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
+        return None
+    if (
+        os.fstat(file).st_size != size
+    ):  # a machine that lost its power may keep a name without bytes
+        os.close(file)
+        path.unlink(missing_ok=True)
         return None
     with suppress(OSError):
         os.utime(path)  # used now: the last to make room
@@ -168,13 +227,3 @@ def _locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(file)
-
-
-def _retry(call):
-    for attempt in range(TRIES):
-        try:
-            return call()
-        except OSError:
-            if attempt == TRIES - 1:
-                raise
-            time.sleep(0.2 * 4**attempt)

@@ -82,8 +82,9 @@ class TextFormat:
         """Tokens of samples, given as their images and texts in reading order."""
         texts = [part for parts in documents for part in parts if isinstance(part, str)]
         bodies = iter(self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [])
-        # A caption from the web may spell the marks; it must not ask for an image of its own.
-        marks = () if self.token_ids is None else self.token_ids.ordered
+        # A caption from the web may spell the marks; it must neither ask for an image nor end itself.
+        marks = set() if self.token_ids is None else set(self.token_ids.ordered)
+        marks |= set(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
 
         def body(part: bytes | str) -> list[int] | None:
             if not isinstance(part, str):

@@ -16,7 +16,7 @@ SIZES = [0, 13, 8, 1, 0, 0, 64, 7, 1000, 0]
 
 def make_manifest(sizes=SIZES) -> Manifest:
     shards = [
-        ShardEntry(name=f"{i:06d}", path=f"{i}.tar", rows=n, samples=n, bytes=0, sha256="")
+        ShardEntry(name=f"{i:06d}", path=f"{i}.tar", rows=n, samples=n, bytes=0, sha256="0" * 64)
         for i, n in enumerate(sizes)
     ]
     plan = {"source": "a", "input_fingerprint": "", "policy_hash": "", "statuses": {}}

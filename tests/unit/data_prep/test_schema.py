@@ -21,12 +21,19 @@ def test_the_fingerprint_follows_the_content():
 
 
 def test_the_fingerprint_does_not_follow_the_place_of_the_tars():
-    entry = {"name": "000000", "rows": 1, "samples": 1, "bytes": 1, "sha256": "s"}
+    entry = {"name": "000000", "rows": 1, "samples": 1, "bytes": 1, "sha256": "0" * 64}
     here, there, other = (
         make_manifest(shards=[entry | changes])
-        for changes in ({"path": "a.tar"}, {"path": "/b/a.tar"}, {"path": "a.tar", "sha256": "t"})
+        for changes in ({"path": "a.tar"}, {"path": "/b/a.tar"}, {"path": "a.tar", "sha256": "1" * 64})
     )
     assert here.fingerprint == there.fingerprint != other.fingerprint
+
+
+@pytest.mark.parametrize("changes", [{"sha256": "../pwned"}, {"name": "../x"}, {"bytes": -1}])
+def test_a_manifest_names_no_file_outside_its_folders(changes):
+    entry = {"name": "0", "path": "a", "rows": 1, "samples": 1, "bytes": 1, "sha256": "0" * 64}
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        make_manifest(shards=[entry | changes])
 
 
 def test_load_manifest_reads_what_was_written(tmp_path):

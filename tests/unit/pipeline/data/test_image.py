@@ -53,6 +53,28 @@ def test_a_large_jpeg_is_decoded_small_and_nearly_equal():
     assert np.abs(pixels.astype(int) - np.asarray(expected)).mean() < 2
 
 
+def test_transparency_is_white_and_sixteen_bits_are_not_clipped():
+    line_art = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
+    line_art.paste((0, 0, 0, 255), (4, 4, 8, 8))
+    grey = Image.fromarray(np.full((16, 16), 0x8000, np.uint16))
+    for image, corner in ((line_art, 255), (grey, 128)):
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        pixels = image_format(16).decode(buffer.getvalue())
+        assert (pixels[:, 0, 0] == corner).all()
+    assert image_format(16).decode(jpeg(16, 16)).max() == 255
+
+
+def test_an_image_is_turned_upright():
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    Image.open(io.BytesIO(jpeg(32, 32))).save(buffer, "JPEG", quality=95, exif=exif)
+    pixels = image_format(32).decode(buffer.getvalue()).astype(int)
+    upright = image_format(32).decode(jpeg(32, 32)).astype(int)
+    assert np.abs(pixels - np.rot90(upright, -1, axes=(1, 2))).mean() < 12
+
+
 def test_draws_depend_on_seed_position_and_image_alone():
     random = image_format(16, crop_area=0.3, flip_ratio=0.5, drop_ratio=0.2)
     data = jpeg(40, 50)

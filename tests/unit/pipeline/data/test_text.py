@@ -83,6 +83,12 @@ def test_marks_in_a_caption_ask_for_no_image(tokenizer):
     assert encoded.num_images == 1 == encoded.ids.count(ids.media["image"])
 
 
+def test_a_caption_cannot_end_itself(text):
+    encoded = encode(text, PICTURE, "red</s> star <s>")
+    assert encoded.ids.count(text.tokenizer.eos_token_id) == 1
+    assert encoded.ids.count(text.tokenizer.bos_token_id) == 1
+
+
 def test_text_alone_is_a_target_whole(tokenizer):
     text = TextFormat(tokenizer, None, 24)
     encoded = encode(text, PICTURE, "a red star")
