@@ -1,15 +1,16 @@
 """Two ways to compute stacked SwiGLU experts: a loop over the experts, and grouped products.
 
 The loop is as fast as a dense feed-forward on a CPU, where memory that was never touched before is
-what costs time: it works in blocks that stay in the cache, keeps one tensor for backward, and writes
-every gradient once. The grouped products do not wait for the device to know the counts.
+what costs time: it works in blocks of one expert that stay in the cache, keeps one tensor for
+backward, and writes every gradient once. The grouped products do not wait for the device to know
+the counts.
 Both are gathers in both directions, without any atomic sum, and so repeat bit by bit.
 Shape legend: X tokens, H width, F hidden width, E experts, K experts per token, N = X * K
 assignments, R rows of a block.
 """
 
+import math
 from collections.abc import Iterator
-from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -66,18 +67,15 @@ class _LoopedExperts(torch.autograd.Function):
         num_rows, double_hidden = len(source_N), gate_up_EGH.shape[1]
         hidden_NG = tokens_XH.new_empty(num_rows if keep else 0, double_hidden)
         outputs_NH = tokens_XH.new_empty(num_rows, tokens_XH.shape[1])
-        for rows, spans in _blocks(counts):
+        for expert, rows, _ in _blocks(counts):
             picked_RH = tokens_XH.index_select(0, source_N[rows])
             hidden_RG = (
                 hidden_NG[rows] if keep else picked_RH.new_empty(len(picked_RH), double_hidden)
             )
-            for expert, part in spans:
-                torch.mm(picked_RH[part], gate_up_EGH[expert].t(), out=hidden_RG[part])
+            torch.mm(picked_RH, gate_up_EGH[expert].t(), out=hidden_RG)
             gate_RF, up_RF = hidden_RG.chunk(2, dim=1)
             active_RF = F.silu(gate_RF).mul_(up_RF).mul_(weights_N1[rows])
-            outputs_RH = outputs_NH[rows]
-            for expert, part in spans:
-                torch.mm(active_RF[part], down_EHF[expert].t(), out=outputs_RH[part])
+            torch.mm(active_RF, down_EHF[expert].t(), out=outputs_NH[rows])
         outputs_NH[sum(counts) :] = 0
         ctx.counts = counts
         ctx.save_for_backward(
@@ -95,34 +93,26 @@ class _LoopedExperts(torch.autograd.Function):
         grad_tokens_NH = tokens_XH.new_empty(len(source_N), tokens_XH.shape[1])
         grad_weights_N1 = torch.zeros_like(weights_N1)
         grad_gate_up_EGH, grad_down_EHF = torch.empty_like(gate_up_EGH), torch.empty_like(down_EHF)
-        begun: set[int] = set()
-        for rows, spans in _blocks(ctx.counts):
+        for expert, rows, begun in _blocks(ctx.counts):
             hidden_RG, weights_R1, source_R = hidden_NG[rows], weights_N1[rows], source_N[rows]
             gate_RF, up_RF = hidden_RG.chunk(2, dim=1)
             grad_RH = grad_XH.index_select(0, source_R)
-            grad_active_RF = grad_RH.new_empty(gate_RF.shape)
-            for expert, part in spans:
-                torch.mm(grad_RH[part], down_EHF[expert], out=grad_active_RF[part])
+            grad_active_RF = grad_RH @ down_EHF[expert]
             silu_RF = F.silu(gate_RF)
             active_RF = silu_RF * up_RF
             grad_weights_N1[rows] = (grad_active_RF * active_RF).sum(
                 1, keepdim=True, dtype=weights_R1.dtype
             )
-            active_RF.mul_(weights_R1)
+            grad_RH.mul_(weights_R1)
             grad_active_RF.mul_(weights_R1)
             grad_hidden_RG = torch.empty_like(hidden_RG)
             torch.mul(grad_active_RF, silu_RF, out=grad_hidden_RG[:, hidden_width:])
             grad_active_RF.mul_(up_RF)
             grad_hidden_RG[:, :hidden_width] = torch.ops.aten.silu_backward(grad_active_RF, gate_RF)
             picked_RH = tokens_XH.index_select(0, source_R)
-            grad_tokens_RH = grad_tokens_NH[rows]
-            for expert, part in spans:
-                add = float(expert in begun)
-                begun.add(expert)
-                grad_RG = grad_hidden_RG[part]
-                _add_product(grad_down_EHF[expert], grad_RH[part].t(), active_RF[part], add)
-                _add_product(grad_gate_up_EGH[expert], grad_RG.t(), picked_RH[part], add)
-                torch.mm(grad_RG, gate_up_EGH[expert], out=grad_tokens_RH[part])
+            _add_product(grad_down_EHF[expert], grad_RH.t(), active_RF, begun)
+            _add_product(grad_gate_up_EGH[expert], grad_hidden_RG.t(), picked_RH, begun)
+            torch.mm(grad_hidden_RG, gate_up_EGH[expert], out=grad_tokens_NH[rows])
         grad_tokens_NH[sum(ctx.counts) :] = 0
         for expert, count in enumerate(ctx.counts):
             if count == 0:
@@ -133,21 +123,24 @@ class _LoopedExperts(torch.autograd.Function):
         return grad_tokens_XH, grad_weights_XK, grad_gate_up_EGH, grad_down_EHF, *[None] * 4
 
 
-def _blocks(counts: list[int]) -> Iterator[tuple[slice, list[tuple[int, slice]]]]:
-    """Yield the rows of each block, and which part of the block is each expert's."""
-    ends = list(accumulate(counts))
-    for first in range(0, ends[-1], BLOCK_ROWS):
-        last = min(first + BLOCK_ROWS, ends[-1])
-        spans = [
-            (expert, slice(max(end - count, first) - first, min(end, last) - first))
-            for expert, (count, end) in enumerate(zip(counts, ends, strict=True))
-            if max(end - count, first) < min(end, last)
-        ]
-        yield slice(first, last), spans
+def _blocks(counts: list[int]) -> Iterator[tuple[int, slice, bool]]:
+    """Yield expert, rows, and whether the expert has had rows before.
+
+    The parts of an expert are even: each costs a pass over its weights and their gradients, however
+    few rows it is for.
+    """
+    first = 0
+    for expert, count in enumerate(counts):
+        num_parts = math.ceil(count / BLOCK_ROWS)
+        for part in range(num_parts):
+            last = first + count * (part + 1) // num_parts - count * part // num_parts
+            yield expert, slice(first, last), part > 0
+            first = last
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor, keep: float) -> None:
-    torch.addmm(total, left, right, beta=keep, out=total)
+def _add_product(total: Tensor, left: Tensor, right: Tensor, begun: bool) -> None:
+    """Write the product, or add it to what has begun."""
+    torch.addmm(total, left, right, beta=float(begun), out=total)
 
 
 def _by_place(values_XK: Tensor, place_XK: Tensor) -> Tensor:
