@@ -84,7 +84,6 @@ def layout(config: RunConfig, world_size: int) -> dict:
         "strategy": config.engine.strategy,
         "expert_parallel": config.engine.expert_parallel,
         "optimizer": config.optim.name,
-        "global_size": config.batch.global_size,
     }
 
 

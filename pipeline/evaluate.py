@@ -1,6 +1,5 @@
 """Caption held-out images with the image and with it zeroed, and compare with the true captions."""
 
-import io
 import json
 import textwrap
 from collections import Counter
@@ -16,7 +15,7 @@ from data_prep.errors import ConfigError, Problem
 from pipeline.checkpoint import check_frozen, find_checkpoint, read_state, read_weights
 from pipeline.config import RunConfig
 from pipeline.data.batch import Batch
-from pipeline.data.loader import HeldOut
+from pipeline.data.held_out import HeldOut
 from pipeline.distributed import DistInfo
 from pipeline.engine import load_trainable
 from pipeline.objectives import FlamingoObjective
@@ -107,7 +106,7 @@ def evaluate(config: RunConfig) -> dict:
         "zero_image": zeroed,
     }
     (folder / "captions.json").write_text(json.dumps(table, indent=1))
-    sheet = _contact_sheet(held_out, table, config.evaluation.pictures)
+    sheet = _contact_sheet(batches, table, config.evaluation.pictures)
     sheet.save(folder / "captions.png")
     tracker = open_tracker(config, is_main=True, run_id=state["run_id"])
     numbers = {k: v for k, v in figures.items() if isinstance(v, float)}
@@ -155,10 +154,10 @@ def _exact(captions: list[str], truth: list[str]) -> float:
     return float(np.mean([c == t for c, t in zip(captions, truth, strict=True)]))
 
 
-def _contact_sheet(held_out: HeldOut, table: dict, count: int) -> Image.Image:
+def _contact_sheet(batches: list[Batch], table: dict, count: int) -> Image.Image:
     """Pictures in a grid, each over its true caption, the generated one, and the one without image."""
     count = min(count, len(table["caption"]))
-    places = held_out.places(len(table["caption"]))
+    pictures = [batch.picture(i) for batch in batches for i in range(len(batch.keys))]
     columns = max(1, min(4, count))
     rows = -(-count // columns)
     height = TILE + 120
@@ -166,8 +165,7 @@ def _contact_sheet(held_out: HeldOut, table: dict, count: int) -> Image.Image:
     draw = ImageDraw.Draw(sheet)
     for i in range(count):
         sample = i * len(table["caption"]) // count  # spread over the whole set
-        dataset, number = places[sample]
-        picture = Image.open(io.BytesIO(dataset.read(number).images[0])).convert("RGB")
+        picture = pictures[sample]
         scale = TILE / max(picture.size)
         picture = picture.resize([max(1, round(s * scale)) for s in picture.size])
         x, y = i % columns * (TILE + 16) + 8, i // columns * height

@@ -15,11 +15,11 @@ from pipeline.config import RunConfig
 from pipeline.data.dataset import Dataset
 from pipeline.data.feature_writer import FeatureWriter
 from pipeline.data.features import FEATURE_DTYPE, DatasetFeatures
-from pipeline.data.loader import open_sources
-from pipeline.deepspeed_config import check_features
+from pipeline.data.sources import open_sources
 from pipeline.feature_cost import FeatureCost, format_bytes, measure_disk
 from pipeline.formats import flamingo_features
 from pipeline.progress import RunProgress
+from pipeline.run_check import check_features
 from pipeline.tower_encoder import TowerEncoder, load_encoder, time_tower
 
 MOST_THREADS = 16

@@ -1,13 +1,15 @@
 """How a run reads its data: tokens and pixels, by objective, without loading any weights."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from model.language import load_tokenizer
 from model.tokens import END_OF_CHUNK, IMAGE_TOKEN, TokenIds
 from pipeline.config import RunConfig
+from pipeline.data.dataset import UnusableSampleError
 from pipeline.data.features import tower_folder
 from pipeline.data.image import ImageFormat
-from pipeline.data.loader import open_sources
+from pipeline.data.sources import open_sources
 from pipeline.data.text import TextFormat
 from pipeline.data.tokenizer import train_tokenizer
 
@@ -50,7 +52,9 @@ def tower_text(config: RunConfig) -> TextFormat:
     """Captions alone, by a tokenizer trained on the first of every source; the same for both towers."""
     texts = []
     for dataset in open_sources(config.data).values():
-        texts += [dataset.read(n).text for n in range(min(len(dataset), TOKENIZER_TEXTS))]
+        for number in range(min(len(dataset), TOKENIZER_TEXTS)):
+            with suppress(UnusableSampleError):
+                texts.append(dataset.read(number).text)
     return TextFormat(train_tokenizer(texts, VOCAB_SIZE), None, config.data.max_text_tokens)
 
 

@@ -20,10 +20,12 @@ from pipeline.checkpoint import (
     save_checkpoint,
 )
 from pipeline.config import RunConfig
+from pipeline.data.ahead import DataFailure
 from pipeline.data.batch import Batch
 from pipeline.data.budget import UnusableLog, check_budget
-from pipeline.data.loader import HeldOut, TrainStream
-from pipeline.deepspeed_config import build_deepspeed_config, check_run
+from pipeline.data.held_out import HeldOut
+from pipeline.data.loader import TrainStream
+from pipeline.deepspeed_config import build_deepspeed_config
 from pipeline.distributed import (
     DistInfo,
     StopRequest,
@@ -42,6 +44,7 @@ from pipeline.engine import (
 from pipeline.objectives import OBJECTIVES, LossScale
 from pipeline.optim import learning_rate
 from pipeline.progress import RunProgress
+from pipeline.run_check import check_run
 from pipeline.tracking import Tracker, open_tracker
 from pipeline.validation import held_out_losses
 
@@ -79,6 +82,7 @@ def train(config: RunConfig, *, fresh: bool = False) -> dict:
             resume=(saved["data"], str(found)) if found else None,
             features=objective.features,
         )
+        stream.check_cache(plan, info.rank)
         held_out = (
             HeldOut(config.data, objective.text, objective.image)
             if config.objective == "flamingo"
@@ -228,13 +232,13 @@ def _loop(
     return summary
 
 
-def agree_on_data(batches: list[Batch] | DataBudgetError, info: DistInfo) -> tuple[float, int]:
+def agree_on_data(batches: list[Batch] | DataFailure, info: DistInfo) -> tuple[float, int]:
     """Target tokens of the global batch, and samples replaced in it; every rank must call it.
 
     Raises:
-        DataBudgetError: on every rank, when any of them could not make its part.
+        DataBudgetError, OSError: on every rank, when any of them could not make its part.
     """
-    failed = isinstance(batches, DataBudgetError)
+    failed = isinstance(batches, DataFailure)
     mine = [] if failed else batches
     targets = sum(batch.num_target_tokens for batch in mine)
     replaced = sum(r.counted for batch in mine for r in batch.replaced)
@@ -242,7 +246,7 @@ def agree_on_data(batches: list[Batch] | DataBudgetError, info: DistInfo) -> tup
     if failed:
         raise batches
     if failures:
-        raise DataBudgetError("another rank met too many samples in a row that cannot be used")
+        raise DataBudgetError("another rank could not make its part of the batch; it tells why")
     return targets, int(replaced)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from model.media import Media, MediaInput
@@ -104,6 +105,11 @@ class Batch:
                 inputs[kind] = replace(media, data=normalise(pixels, self.mean, self.std, dtype))
         media = Media(self.media.slots.to(device, non_blocking=True), inputs)
         return replace(self, media=media, **moved)
+
+    def picture(self, row: int) -> Image.Image:
+        """The first image of a row, as the encoder gets it, before `to`."""
+        number = int(self.media.slots[row, 0])
+        return Image.fromarray(self.media.inputs["image"].data[number, 0].permute(1, 2, 0).numpy())
 
     def zero_images(self) -> "Batch":
         """The control: the same rows, masks and texts with black pixels, or the features of such.

@@ -10,12 +10,13 @@ import numpy as np
 from data_prep.bitmap import Bitmap, read_bitmap
 from data_prep.errors import ConfigError, Problem
 from data_prep.schema import INDEX_DTYPE, canonical_hash, load_manifest
-from data_prep.storage import Folder
+from data_prep.storage import Folder, write_file
 from data_prep.tar_members import sample_parts
-from pipeline.data.remote import RemoteShards
+from pipeline.data.recent import Recent, files_at_once
+from pipeline.data.remote import RemoteShards, locked
 
-INDEXES_KEPT = 256
-FILES_KEPT = 512
+SLOTS_KEPT = 512
+SAMPLES_IN_MEMORY = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -58,19 +59,20 @@ class Dataset:
     """The kept samples of one dataset folder, local or in an object store.
 
     Cheap to make whatever its size: of the index only the shards that are read are opened, and only
-    while they are in use.
+    while they are in use. Only for `held_out_fraction` all of it is read, once on a node.
 
     Args:
         path: dataset folder or URL.
         key: configuration key of the source, for messages.
+        name: of the source, default that of the folder; begins the keys of its samples.
         bitmaps: selections that a sample must all be in, see `data_prep.bitmap`.
         held_out_fraction: share of distinct images set apart by their hash, 0 to 1.
         held_out: whether to keep the part set apart, or the rest.
-        remote: how shards in an object store are read; not needed for a local folder.
+        remote: how shards in an object store are read, and where the node keeps files; not needed for
+            a local folder.
 
     Raises:
-        ConfigError: not a dataset folder, a selection that is not there, a tar that has changed, or
-            no sample is kept.
+        ConfigError: not a dataset folder, a selection that is not there, or no sample is kept.
 
     Attributes:
         counts: int64, kept samples of each shard.
@@ -82,6 +84,7 @@ class Dataset:
         path: str,
         key: str,
         *,
+        name: str | None = None,
         bitmaps: list[str] | tuple[str, ...] = (),
         held_out_fraction: float = 0.0,
         held_out: bool = False,
@@ -89,19 +92,21 @@ class Dataset:
     ) -> None:
         self.folder = Folder(path, f"{key}.path")
         self.manifest = load_manifest(self.folder, f"{key}.path")
-        self.name = Path(path.rstrip("/")).name
+        self.name = name or Path(path.rstrip("/")).name
         self._remote = remote
-        self._indexes: dict[int, np.ndarray] = {}
-        self._slots: dict[int, np.ndarray] = {}
-        self._files: dict[int, int] = {}
+        files = files_at_once()
+        self.index = Recent(self._open_index, files)
+        self._kept = Recent(self._kept_slots, SLOTS_KEPT)
+        self._file = Recent(self._open_tar, files, os.close)
         self._bitmap: Bitmap | None = None
         hashes = []
-        for name in bitmaps:
-            bitmap, digest = read_bitmap(self.folder, self.manifest, name, f"{key}.bitmaps")
+        for selection in bitmaps:
+            bitmap, digest = read_bitmap(self.folder, self.manifest, selection, f"{key}.bitmaps")
             self._bitmap = bitmap if self._bitmap is None else self._bitmap & bitmap
             hashes.append(digest)
         if held_out_fraction:
-            apart = self._held_out(held_out_fraction, held_out)
+            apart = self._apart(held_out_fraction)
+            apart = apart if held_out else ~apart
             self._bitmap = apart if self._bitmap is None else self._bitmap & apart
         samples = np.array([s.samples for s in self.manifest.shards], np.int64)
         self.counts = samples if self._bitmap is None else self._bitmap.counts()
@@ -135,11 +140,8 @@ class Dataset:
             return np.arange(self.manifest.shards[shard].samples)
         return self._kept(shard)
 
-    def _kept(self, shard: int) -> np.ndarray:
-        if shard not in self._slots:
-            _make_room(self._slots)
-            self._slots[shard] = self._bitmap.kept(shard)
-        return self._slots[shard]
+    def _kept_slots(self, shard: int) -> np.ndarray:
+        return self._bitmap.kept(shard)
 
     def read(self, number: int) -> RawSample:
         """A kept sample, counted through the folder.
@@ -193,56 +195,61 @@ class Dataset:
             for shard in np.unique(shards):
                 self._remote.prepare(self.folder, self.manifest.shards[shard])
 
+    def stop(self) -> None:
+        """Bring nothing near any more."""
+        if self.is_remote:
+            self._remote.stop()
+
     @property
     def is_remote(self) -> bool:
         """Whether its tars lie in an object store."""
         return not self.folder.is_local or "://" in self.manifest.shards[0].path
 
-    def index(self, shard: int) -> np.ndarray:
+    def _open_index(self, shard: int) -> np.ndarray:
         """The index records of all samples of a shard, kept or not."""
-        if shard not in self._indexes:
-            _make_room(self._indexes)
-            name = f"index/{self.manifest.shards[shard].name}.npy"
-            if self.folder.is_local:
-                index = np.load(self.folder.path / name, mmap_mode="r")
-            else:
-                index = np.load(BytesIO(self.folder.read(name)))
-            if index.dtype != INDEX_DTYPE or len(index) != self.manifest.shards[shard].samples:
-                raise OSError(f"{self.folder.url}/{name} is not the index that the manifest names")
-            self._indexes[shard] = index
-        return self._indexes[shard]
+        name = f"index/{self.manifest.shards[shard].name}.npy"
+        if self.folder.is_local:
+            index = np.load(self.folder.path / name, mmap_mode="r")
+        else:
+            index = np.load(BytesIO(self.folder.read(name)))
+        if index.dtype != INDEX_DTYPE or len(index) != self.manifest.shards[shard].samples:
+            raise OSError(f"{self.folder.url}/{name} is not the index that the manifest names")
+        return index
 
-    def _file(self, shard: int) -> int:
-        if shard not in self._files:
-            if len(self._files) >= FILES_KEPT:
-                os.close(self._files.pop(next(iter(self._files))))
-            path = self.folder.path / self.manifest.shards[shard].path
-            file = os.open(path, os.O_RDONLY)
-            size, wanted = os.fstat(file).st_size, self.manifest.shards[shard].bytes
-            if size != wanted:
-                os.close(file)
-                raise OSError(
-                    f"{path} has {size} bytes, the manifest says {wanted}: the tar was changed after "
-                    "it was indexed; bring it back, or run `roseate index --again`"
-                )
-            self._files[shard] = file
-        return self._files[shard]
+    def _open_tar(self, shard: int) -> int:
+        path = self.folder.path / self.manifest.shards[shard].path
+        file = os.open(path, os.O_RDONLY)
+        size, wanted = os.fstat(file).st_size, self.manifest.shards[shard].bytes
+        if size != wanted:
+            os.close(file)
+            raise OSError(
+                f"{path} has {size} bytes, the manifest says {wanted}: the tar was changed after it "
+                "was indexed; bring it back, or run `roseate index --again`"
+            )
+        return file
 
-    def _held_out(self, fraction: float, held_out: bool) -> Bitmap:
-        """By hash of the image: duplicates of one picture always fall on the same side."""
-        bound = np.uint64(fraction * 2**64)
-        kept = []
-        for shard in range(len(self.manifest.shards)):
-            apart = self.index(shard)["content_hash"] < bound
-            kept.append(np.packbits(apart == held_out))
+    def _apart(self, fraction: float) -> Bitmap:
+        """By hash of the image: duplicates of one picture always fall on the same side.
+
+        Of a large dataset this reads gigabytes of index: once on a node, then from a file.
+        """
         samples = np.array([s.samples for s in self.manifest.shards], np.int64)
-        return Bitmap(np.concatenate(kept) if kept else np.empty(0, np.uint8), samples)
+        if self._remote is None or samples.sum() < SAMPLES_IN_MEMORY:
+            return Bitmap(self._bits_apart(fraction), samples)
+        folder = self._remote.cache / "held_out"
+        path = folder / f"{self.manifest.fingerprint[:32]}_{fraction:.9g}.npy"
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(path.with_suffix(".lock")):
+            if not path.exists():
+                data = BytesIO()
+                np.save(data, self._bits_apart(fraction))
+                write_file(path, data.getvalue())
+        return Bitmap(np.load(path, mmap_mode="r"), samples)
 
-    def __getstate__(self) -> dict:
-        """Opened files and indexes stay behind when it goes to a worker process."""
-        return self.__dict__ | {"_indexes": {}, "_slots": {}, "_files": {}}
-
-
-def _make_room(kept: dict) -> None:
-    if len(kept) >= INDEXES_KEPT:
-        del kept[next(iter(kept))]
+    def _bits_apart(self, fraction: float) -> np.ndarray:
+        bound = np.uint64(fraction * 2**64)
+        bits = [
+            np.packbits(self._open_index(shard)["content_hash"] < bound)
+            for shard in range(len(self.manifest.shards))
+        ]
+        return np.concatenate(bits) if bits else np.empty(0, np.uint8)

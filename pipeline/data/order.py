@@ -8,15 +8,14 @@ random order block by block. So a lane reads one or two shards at a time, and wh
 lanes in every step reads the same shards.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import numpy as np
 
 from pipeline.data.mixing import Mixture, WeightsLog
 from pipeline.data.permutation import hash_key, permute
+from pipeline.data.recent import Recent
 
-EPOCHS_KEPT = 4
 CHUNK, LATELY = 2048, 8
 
 
@@ -84,7 +83,7 @@ class SourceOrder:
         self._length = np.full(self.lanes, quotient, np.int64)
         self._length[self._lane_of_turn[:rest]] += 1
         self._start = np.concatenate([[0], np.cumsum(self._length)[:-1]])
-        self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._epochs = Recent(self._epoch, LATELY)
 
     def locate(self, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(shard, slot, lane in [0, 1)) of each rank."""
@@ -98,7 +97,7 @@ class SourceOrder:
         shard, slot = np.empty_like(line), np.empty_like(line)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            shuffled, ends = self._epoch(int(epoch))
+            shuffled, ends = self._epochs(int(epoch))
             place = np.searchsorted(ends, line[here], side="right")
             shard[here] = shuffled[place]
             slot[here] = line[here] - (ends[place] - self.counts[shuffled[place]])
@@ -123,14 +122,9 @@ class SourceOrder:
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Shards in the order of an epoch, and where each of them ends on the line."""
-        found = self._epochs.get(epoch)
-        if found is None:
-            keys = hash_key(self._key, "shards", epoch, np.arange(len(self.counts)))
-            shuffled = np.argsort(keys, kind="stable")
-            found = self._epochs[epoch] = shuffled, np.cumsum(self.counts[shuffled])
-            if len(self._epochs) > EPOCHS_KEPT:
-                self._epochs.pop(next(iter(self._epochs), None), None)
-        return found
+        keys = hash_key(self._key, "shards", epoch, np.arange(len(self.counts)))
+        shuffled = np.argsort(keys, kind="stable")
+        return shuffled, np.cumsum(self.counts[shuffled])
 
 
 class Order:
@@ -158,8 +152,9 @@ class Order:
     ) -> None:
         self.names = list(counts)
         self.mixture = Mixture(self.names, log)
-        self._chunks: dict[int, Places] = {}
-        self._batches: dict[tuple[int, int], Places] = {}
+        self._chunks = Recent(self._chunk, LATELY)
+        # The micro-steps of a batch all ask for it.
+        self._batches = Recent(self._arranged, LATELY)
         self.sources = [
             SourceOrder(seed, name, count, lanes=lanes, block=block)
             for name, count in counts.items()
@@ -182,12 +177,12 @@ class Order:
         Dividing the arrangement into equal consecutive parts gives every rank about the same lanes in
         every batch, for any number of ranks.
         """
-        return self._kept(self._batches, (position, size), self._arranged)
+        return self._batches((position, size))
 
     def _arranged(self, wanted: tuple[int, int]) -> Places:
         position, size = wanted
         chunks = range(position // CHUNK, (position + size - 1) // CHUNK + 1)
-        places = concatenate([self._kept(self._chunks, c, self._chunk) for c in chunks])
+        places = concatenate([self._chunks(number) for number in chunks])
         first = position - chunks[0] * CHUNK
         places = places[first : first + size]
         return places[np.lexsort((places.position, places.lane))]
@@ -195,18 +190,6 @@ class Order:
     def _chunk(self, number: int) -> Places:
         """Places of `CHUNK` positions: arrays that long cost a sample a tenth of what short ones do."""
         return self.locate(np.arange(number * CHUNK, (number + 1) * CHUNK))
-
-    def _kept(self, kept: dict, key: object, make: Callable[[object], Places]) -> Places:
-        """What was made lately is not made again, for the micro-steps of a batch above all.
-
-        Two threads may come here at once: at worst both make it.
-        """
-        found = kept.get(key)
-        if found is None:
-            found = kept[key] = make(key)
-            if len(kept) > LATELY:
-                kept.pop(next(iter(kept), None), None)
-        return found
 
     def successor(self, place: Places, attempt: int) -> Places:
         """The place that stands in for one (of length 1) whose sample cannot be used."""

@@ -90,7 +90,7 @@ class RemoteShards:
         # Again, where another process made room of it before it could be opened.
         while (file := _open(target, shard.bytes)) is None:
             self.cache.mkdir(parents=True, exist_ok=True)
-            with _locked(target.with_suffix(".lock")):
+            with locked(target.with_suffix(".lock")):
                 if not target.exists():
                     self._fetch(folder, shard, target)
         try:
@@ -112,7 +112,10 @@ class RemoteShards:
                     f"{sha256[:12]}, not {shard.sha256[:12]}): it was changed after it was indexed; "
                     "bring it back, or run `roseate index --again`"
                 )
-            os.replace(partial, target)
+            # Under the lock: whoever counts meets the shard as one of the two, not as neither.
+            with locked(self.cache / "room.lock"):
+                os.replace(partial, target)
+                taken.unlink()
         finally:
             partial.unlink(missing_ok=True)
             taken.unlink(missing_ok=True)
@@ -126,7 +129,7 @@ class RemoteShards:
             time.sleep(0.05)
 
     def _try_room(self, needed: int, taken: Path) -> bool:
-        with _locked(self.cache / "room.lock"):
+        with locked(self.cache / "room.lock"):
             total, shards, fetching = needed, [], 0
             for path in self.cache.iterdir():
                 if path.suffix not in (".tar", ".fetching") or _left_behind(path):
@@ -219,7 +222,7 @@ def _open(path: Path, size: int) -> int | None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Only one process of the node at a time; a process that dies lets go."""
     file = os.open(path, os.O_CREAT | os.O_RDWR)
     try:

@@ -132,6 +132,8 @@ def decode_sample(
     """
     if encoded.num_targets == 0:
         raise UnusableSampleError(raw.key, "no token is a target", counted=False)
+    if image is not None and not raw.images:
+        raise UnusableSampleError(raw.key, "no image to compare the text with", counted=False)
     pixels = []
     # Where the text stands alone there is no image token; its images are still decoded, for objectives
     # that compare them.

@@ -8,7 +8,7 @@ import torch
 
 from pipeline import engine as engine_module
 from pipeline.batch_plan import BatchPlan
-from pipeline.data.loader import HeldOut
+from pipeline.data.held_out import HeldOut
 from pipeline.engine import gather_trainable, start_engine
 from pipeline.objectives import FlamingoObjective, LossScale
 from pipeline.optim import parameter_groups

@@ -4,6 +4,7 @@ import logging
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,8 @@ def s3_bucket() -> Iterator[Bucket]:
         }.items():
             environment.setenv(name, value)
         s3fs.S3FileSystem.clear_instance_cache()
+        # Started by an earlier test, it and its workers would not know the credentials.
+        forkserver._forkserver._stop()
         try:
             yield Bucket(endpoint)
         finally:

@@ -24,7 +24,11 @@ def test_the_fingerprint_does_not_follow_the_place_of_the_tars():
     entry = {"name": "000000", "rows": 1, "samples": 1, "bytes": 1, "sha256": "0" * 64}
     here, there, other = (
         make_manifest(shards=[entry | changes])
-        for changes in ({"path": "a.tar"}, {"path": "/b/a.tar"}, {"path": "a.tar", "sha256": "1" * 64})
+        for changes in (
+            {"path": "a.tar"},
+            {"path": "/b/a.tar"},
+            {"path": "a.tar", "sha256": "1" * 64},
+        )
     )
     assert here.fingerprint == there.fingerprint != other.fingerprint
 

@@ -88,7 +88,7 @@ def test_config_error_is_exit_code_2_and_fits_a_screen():
 def test_config_check_needs_neither_torch_nor_ray():
     code = (
         "import sys; from pipeline.config import load_config;"
-        "from pipeline.deepspeed_config import check_run; check_run(load_config('demo'), 2);"
+        "from pipeline.run_check import check_run; check_run(load_config('demo'), 2);"
         "sys.exit(bool({'torch', 'ray', 'deepspeed', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

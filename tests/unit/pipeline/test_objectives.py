@@ -8,7 +8,7 @@ import torch
 from data_prep.errors import ConfigError
 from model.media import Media, MediaInput
 from pipeline.data.batch import Batch
-from pipeline.data.loader import HeldOut
+from pipeline.data.held_out import HeldOut
 from pipeline.distributed import DistInfo
 from pipeline.objectives import FlamingoObjective, LossScale, check_towers, run_flamingo
 from pipeline.validation import held_out_losses

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,10 @@ import webdataset
 from data_prep.bitmap import write_bitmap
 from data_prep.errors import ConfigError
 from data_prep.schema import load_manifest
+from pipeline.data import dataset as dataset_module
 from pipeline.data.dataset import Dataset, UnusableSampleError
+from pipeline.data.recent import files_at_once
+from pipeline.data.remote import RemoteShards
 from tests.helpers.dataset import write_dataset
 from tests.unit.pipeline.data.conftest import interleaved, pair
 
@@ -97,7 +101,7 @@ def test_a_worker_gets_no_open_files(folder):
     dataset = Dataset(str(folder), "k")
     first = dataset.read(0)
     copy = pickle.loads(pickle.dumps(dataset))
-    assert not copy._files and copy.read(0) == first
+    assert len(dataset._file) == 1 and len(copy._file) == 0 and copy.read(0) == first
 
 
 def test_a_tar_that_has_changed_is_refused(tmp_path):
@@ -145,3 +149,43 @@ def test_a_storage_that_gives_less_than_asked_is_an_error(folder, monkeypatch):
     monkeypatch.setattr(os, "pread", lambda file, size, start: real(file, size - 512, start))
     with pytest.raises(OSError, match="pairs/000000/row 3: the storage gave .* of .* bytes"):
         Dataset(str(folder), "k").read(3)
+
+
+def test_files_in_use_stay_within_the_limit_of_the_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset_module, "files_at_once", lambda: 8)
+    write_dataset(tmp_path / "many", [2] * 40, pair)
+    dataset = Dataset(str(tmp_path / "many"), "k")
+    before = len(os.listdir("/proc/self/fd"))
+    for number in np.random.default_rng().permutation(80):
+        assert dataset.read(int(number)).key.endswith(f"{number:09d}")
+        assert len(os.listdir("/proc/self/fd")) <= before + 16  # a tar and an index each
+
+
+def test_the_soft_limit_of_files_is_raised():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
+    try:
+        assert 8 <= files_at_once() <= 512
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == hard
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_what_is_held_out_of_a_large_dataset_is_worked_out_once(folder, tmp_path, monkeypatch):
+    small = [Dataset(str(folder), "k", held_out_fraction=0.3, held_out=h) for h in (False, True)]
+    monkeypatch.setattr(dataset_module, "SAMPLES_IN_MEMORY", 10)
+    remote = RemoteShards("shards", tmp_path, 10**9)
+
+    def make(held_out: bool) -> Dataset:
+        share = {"held_out_fraction": 0.3, "held_out": held_out}
+        return Dataset(str(folder), "k", remote=remote, **share)
+
+    large = [make(False), make(True)]
+    assert [keys(d) for d in large] == [keys(d) for d in small]
+    assert [d.fingerprint for d in large] == [d.fingerprint for d in small]
+    monkeypatch.setattr(Dataset, "_bits_apart", lambda *_: pytest.fail("read the index again"))
+    assert keys(make(True)) == keys(small[1])
+
+
+def test_a_source_gives_its_name_to_its_samples(folder):
+    assert Dataset(str(folder), "k", name="laion").read(0).key == "laion/000000000"

@@ -15,7 +15,8 @@ from pipeline.batch_plan import BatchPlan
 from pipeline.config import DataConfig, ImageInputConfig
 from pipeline.data.batch import Batch
 from pipeline.data.features import DatasetFeatures, open_features, tower_folder
-from pipeline.data.loader import TrainStream, open_sources
+from pipeline.data.loader import TrainStream
+from pipeline.data.sources import open_sources
 from tests.helpers.dataset import write_dataset
 from tests.unit.pipeline.data.conftest import interleaved, pair
 from tests.unit.pipeline.data.test_feature_writer import SHAPE, encode, write_all

@@ -1,7 +1,12 @@
 """The same global batches for any number of ranks, workers and micro-batches, from any position."""
 
 import hashlib
+import os
 import secrets
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +18,8 @@ from data_prep.schema import load_manifest
 from pipeline.batch_plan import BatchPlan
 from pipeline.config import DataConfig
 from pipeline.data.batch import Batch
-from pipeline.data.loader import HeldOut, TrainStream
+from pipeline.data.held_out import HeldOut
+from pipeline.data.loader import TrainStream
 from tests.helpers.dataset import write_dataset
 from tests.unit.pipeline.data.conftest import interleaved, pair
 
@@ -55,17 +61,14 @@ def contents(batches: list[Batch]) -> dict[int, tuple]:
     """Position -> key, tokens, labels and pixels, whatever the layout."""
     found = {}
     for batch in batches:
-        owners = [[] for _ in batch.keys]
         documents = batch.documents
         if documents is None:
-            owners = [(row, batch.attention_mask[row]) for row in range(len(batch.keys))]
-        else:
-            spans = [
-                (row, documents[row] == number)
-                for row in range(len(documents))
-                for number in range(int(documents[row].max()) + 1)
-            ]
-            owners = spans
+            documents = torch.where(batch.attention_mask, 0, -1)
+        owners = [
+            (row, documents[row] == number)
+            for row in range(len(documents))
+            for number in range(int(documents[row].max()) + 1)
+        ]
         seen = {}
         for row, here in owners:
             ids = batch.input_ids[row, here]
@@ -182,14 +185,96 @@ def test_changed_weights_hold_from_where_the_run_goes_on(sources, text_format, i
     assert abs((after == 2).sum() - 2000 * 0.5 / 1.8) < 1
 
 
+def test_workers_do_not_hear_the_signals_that_stop_a_run(tmp_path):
+    """A cluster sends them to every process of a job; the rank goes on to its next step and saves."""
+    write_dataset(tmp_path / "pairs", [40], pair)
+    program = SIGNALLED.format(folder=str(tmp_path / "pairs"))
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        (tmp_path / "go.py").write_text(program)
+        process = subprocess.Popen(
+            [sys.executable, str(tmp_path / "go.py")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[4])},
+        )
+        assert process.stdout.readline() == "begun\n"
+        os.killpg(process.pid, number)
+        said, errors = process.communicate(timeout=120)
+        assert process.returncode == 0 and said == "heard True, 30 steps\n", errors[-2000:]
+
+
+SIGNALLED = """
+import signal, time
+from pipeline.batch_plan import BatchPlan
+from pipeline.config import DataConfig
+from pipeline.data.loader import TrainStream
+from pipeline.data.text import TextFormat
+from pipeline.data.tokenizer import train_tokenizer
+
+def main():
+    heard = []
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda *_: heard.append(1))
+    config = DataConfig(sources={{"a": {{"path": "{folder}"}}}}, workers=1, prefetch_batches=1)
+    stream = TrainStream(config, 1, TextFormat(train_tokenizer(["red"], 300), None, 16), None)
+    steps = 0
+    for batches in stream.steps(BatchPlan(8, 4, 1), 0, 0, 30):
+        assert len(batches) == 2
+        steps += 1
+        if steps == 1:
+            print("begun", flush=True)
+            while not heard:
+                time.sleep(0.01)
+            time.sleep(0.5)
+    print(f"heard {{bool(heard)}}, {{steps}} steps", flush=True)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_a_storage_that_fails_is_handed_to_the_loop(sources, text_format, image_format):
+    stream = make(sources, text_format, image_format)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "pread", lambda *_: b"")
+        (step,) = stream.steps(BatchPlan(4, 2, 1), 0, 0, 1)
+    assert isinstance(step, OSError) and "the storage gave 0 of" in str(step)
+
+
+def held_out(sources, text_format, image_format, **settings) -> HeldOut:
+    apart = {"held_out": {"path": sources["pairs"]["path"]}} | settings
+    return HeldOut(DataConfig(sources=sources, **apart), text_format, image_format)
+
+
 def test_held_out_gives_every_rank_as_many_batches(sources, text_format, image_format):
-    held_out = {"path": sources["pairs"]["path"]}
-    config = DataConfig(sources=sources, held_out=held_out, max_text_tokens=24)
-    apart = HeldOut(config, text_format, image_format)
+    apart = held_out(sources, text_format, image_format)
     ranks = [apart.batches(50, 8, rank, 3) for rank in range(3)]
     assert [len(r) for r in ranks] == [2, 2, 2]
-    numbers = [int(k.split("/")[1]) for r in ranks for b in r for k in b.keys]
-    assert len(numbers) == 48 and not any(n % 17 == 5 for n in numbers), (
-        "broken ones are passed over"
-    )
+    numbers = [[int(k.split("/")[1]) for k in b.keys] for r in ranks for b in r]
+    assert numbers == [
+        n
+        for rank in range(3)
+        for i in range(2)
+        for n in range((i * 3 + rank) * 8, (i * 3 + rank + 1) * 8)
+        if n % 17 != 5
+    ]
     assert all(b.documents is None for r in ranks for b in r)
+
+
+def test_fewer_held_out_samples_than_ranks_are_refused(sources, text_format, image_format):
+    with pytest.raises(ConfigError, match="gives every one of 60 ranks a sample"):
+        held_out(sources, text_format, image_format).batches(50, 8, 0, 60)
+
+
+def test_held_out_samples_that_are_all_broken_end_the_run(tmp_path, text_format, image_format):
+    write_dataset(tmp_path / "bad", [6], lambda n: pair(n) | {"jpg": b"no"})
+    bad = {"pairs": {"path": str(tmp_path / "bad")}}
+    with pytest.raises(DataBudgetError, match="none of 3 held-out samples in a row can be used"):
+        held_out(bad, text_format, image_format).batches(6, 3)
+
+
+def test_nothing_to_hold_out_is_refused(sources, text_format, image_format):
+    with pytest.raises(ConfigError, match="data.held_out = None"):
+        held_out(sources, text_format, image_format, held_out=None)

@@ -7,6 +7,7 @@ from contextlib import suppress
 import pytest
 
 from data_prep import storage
+from data_prep.errors import ConfigError
 from data_prep.index_folder import index_folder
 from data_prep.storage import Folder
 from pipeline.batch_plan import BatchPlan
@@ -231,3 +232,20 @@ def test_the_stream_is_that_of_the_disk(places, tmp_path, text_format, image_for
         return [batch.input_ids.tolist() for step in steps for batch in step]
 
     assert batches(places[1]) == batches(places[0])
+
+
+def test_a_cache_too_small_for_a_node_is_refused(places, tmp_path, text_format, monkeypatch):
+    def check(**remote) -> None:
+        settings = {"cache": str(tmp_path), "ahead_steps": 1} | remote
+        config = DataConfig(sources={"a": {"path": places[1]}}, lanes=4, remote=settings)
+        TrainStream(config, 3, text_format, None).check_cache(BatchPlan(8, 4, 2), 1)
+
+    check()
+    check(cache_bytes=1, read="ranges")
+    sizes = sum(s.bytes for s in Dataset(places[0], "k").manifest.shards)
+    check(cache_bytes=sizes)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    with pytest.raises(ConfigError, match="8 ranks of a node read at the same time") as caught:
+        check(cache_bytes=sizes)
+    assert caught.value.problems[0].key == "data.remote.cache_bytes"
+    assert "set data.remote.read=ranges" in caught.value.problems[0].remedy
