@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from pipeline.checkpoint import find_checkpoint, read_state
 from tests.distributed.test_train import ALONE, train, weights
 from tests.helpers.dataset import write_dataset
+from tests.helpers.tiny import OVERRIDES
 
 pytestmark = pytest.mark.distributed
 SAME = (ALONE, "optim.name=adamw")
@@ -38,6 +41,24 @@ def test_the_checkpoint_knows_the_data_in_a_few_hundred_bytes(tiny_root, plain):
     state = read_state(find_checkpoint(tiny_root / "plain" / "checkpoints"))
     assert state["data"]["position"] == 6 * 8
     assert len(json.dumps(state["data"])) < 1024
+
+
+def test_a_run_goes_on_with_another_global_batch_where_it_was_in_the_data(tiny_root):
+    train(tiny_root, "larger", *SAME, "train.steps=3")
+    batch = "batch={global_size: 16, micro_size: 4}"
+    summary = train(tiny_root, "larger", *SAME, batch)
+    state = read_state(find_checkpoint(tiny_root / "larger" / "checkpoints"))
+    assert summary["resumed_at"] == 3 and state["data"]["position"] == 3 * 8 + 3 * 16
+
+
+def test_features_from_a_cache_train_to_the_same_loss(tiny_root, plain):
+    folder = f"data.features={tiny_root / 'features'}"
+    command = [sys.executable, "-m", "pipeline", "features", "demo", f"root={tiny_root}"]
+    done = subprocess.run([*command, *OVERRIDES, folder], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    cached = train(tiny_root, "cached", *SAME, folder)
+    assert cached["loss"] == pytest.approx(plain["loss"], rel=1e-3)  # features are in float16
+    assert cached["held_out_loss"] == pytest.approx(plain["held_out_loss"], rel=1e-3)
 
 
 def test_a_changed_dataset_is_refused(tiny_root, tmp_path, plain):
