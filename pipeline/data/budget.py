@@ -6,8 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from data_prep.errors import DataBudgetError
-from pipeline.config import BudgetConfig
 from pipeline.data.batch import Batch
+from pipeline.data.config import BudgetConfig
 
 log = logging.getLogger("roseate")
 

@@ -1,8 +1,8 @@
 """Samples never trained on, in a fixed order."""
 
 from data_prep.errors import ConfigError, DataBudgetError, Problem
-from pipeline.config import DataConfig
 from pipeline.data.batch import Batch, Sample, collate
+from pipeline.data.config import DataConfig
 from pipeline.data.dataset import Dataset, UnusableSampleError
 from pipeline.data.image import ImageFormat
 from pipeline.data.samples import decode_sample

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from data_prep.image import FORMATS, rgb_on_white
-from pipeline.config import ImageInputConfig
+from pipeline.data.config import ImageInputConfig
 from pipeline.data.permutation import hash_key
 
 

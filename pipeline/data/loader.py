@@ -9,9 +9,9 @@ import numpy as np
 
 from data_prep.errors import ConfigError, Problem
 from pipeline.batch_plan import BatchPlan
-from pipeline.config import DataConfig
 from pipeline.data.ahead import DataFailure, MicroBatches, Requests, by_thread, by_workers
 from pipeline.data.batch import Batch, collate
+from pipeline.data.config import DataConfig
 from pipeline.data.features import open_features
 from pipeline.data.image import ImageFormat
 from pipeline.data.order import Order

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from data_prep.errors import ConfigError, Problem
-from pipeline.config import DataConfig
+from pipeline.data.config import DataConfig
 from pipeline.data.dataset import Dataset
 from pipeline.data.remote import RemoteShards
 

@@ -12,8 +12,8 @@ from data_prep.bitmap import write_bitmap
 from data_prep.errors import ConfigError
 from data_prep.schema import load_manifest
 from pipeline.batch_plan import BatchPlan
-from pipeline.config import DataConfig, ImageInputConfig
 from pipeline.data.batch import Batch
+from pipeline.data.config import DataConfig, ImageInputConfig
 from pipeline.data.features import DatasetFeatures, open_features, tower_folder
 from pipeline.data.loader import TrainStream
 from pipeline.data.sources import open_sources

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from data_prep.image import DECODE_ERRORS
-from pipeline.config import ImageInputConfig
+from pipeline.data.config import ImageInputConfig
 from pipeline.data.image import Draw, ImageFormat
 
 HALF = (0.5, 0.5, 0.5)

@@ -16,8 +16,8 @@ from data_prep.bitmap import write_bitmap
 from data_prep.errors import ConfigError, DataBudgetError
 from data_prep.schema import load_manifest
 from pipeline.batch_plan import BatchPlan
-from pipeline.config import DataConfig
 from pipeline.data.batch import Batch
+from pipeline.data.config import DataConfig
 from pipeline.data.held_out import HeldOut
 from pipeline.data.loader import TrainStream
 from tests.helpers.dataset import write_dataset
@@ -208,7 +208,7 @@ def test_workers_do_not_hear_the_signals_that_stop_a_run(tmp_path):
 SIGNALLED = """
 import signal, time
 from pipeline.batch_plan import BatchPlan
-from pipeline.config import DataConfig
+from pipeline.data.config import DataConfig
 from pipeline.data.loader import TrainStream
 from pipeline.data.text import TextFormat
 from pipeline.data.tokenizer import train_tokenizer

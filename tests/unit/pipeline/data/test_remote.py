@@ -11,7 +11,7 @@ from data_prep.errors import ConfigError
 from data_prep.index_folder import index_folder
 from data_prep.storage import Folder
 from pipeline.batch_plan import BatchPlan
-from pipeline.config import DataConfig
+from pipeline.data.config import DataConfig
 from pipeline.data.dataset import Dataset
 from pipeline.data.loader import TrainStream
 from pipeline.data.remote import RemoteShards

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from data_prep.errors import DataBudgetError
-from pipeline.config import BudgetConfig
 from pipeline.data.batch import Batch, Replacement
 from pipeline.data.budget import UnusableLog, check_budget
+from pipeline.data.config import BudgetConfig
 from pipeline.data.dataset import Dataset
 from pipeline.data.order import Order
 from pipeline.data.samples import SampleReader
