@@ -1,4 +1,4 @@
-"""The dataset folder in types: statuses, ledger, index and manifest.
+"""The dataset folder in types: statuses, index and manifest; the ledger is in `data_prep/ledger.py`.
 
     <folder>/shards/000000.tar  ledger/000000.parquet  index/000000.npy  manifest.json  report.html
 
@@ -15,7 +15,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_prep.errors import ConfigError, Problem
@@ -61,27 +60,6 @@ INDEX_DTYPE = np.dtype(
         ("height", "<u2"),
         ("text_bytes", "<u4"),  # of all texts together
         ("num_images", "<u2"),
-    ]
-)
-
-LEDGER_SCHEMA = pa.schema(
-    [
-        ("row", pa.int64()),
-        ("key", pa.string()),
-        ("url", pa.string()),
-        ("caption", pa.string()),
-        ("status", pa.string()),
-        ("error", pa.string()),
-        ("final_url", pa.string()),
-        ("http_status", pa.int32()),
-        ("fetched_bytes", pa.int64()),
-        ("sha256_fetched", pa.string()),
-        ("sha256_stored", pa.string()),
-        ("original_width", pa.int32()),
-        ("original_height", pa.int32()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("seconds", pa.float32()),
     ]
 )
 

@@ -26,7 +26,8 @@ import pyarrow.parquet as pq
 from data_prep.config import IngestConfig
 from data_prep.fetch import Fetcher
 from data_prep.image import EncodedImage, encode_image
-from data_prep.schema import INDEX_DTYPE, LEDGER_SCHEMA, ShardEntry, Status
+from data_prep.ledger import LEDGER_SCHEMA
+from data_prep.schema import INDEX_DTYPE, ShardEntry, Status
 from data_prep.sources import Row
 
 _COMMIT_KEY = b"roseate.shard"

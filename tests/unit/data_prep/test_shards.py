@@ -11,7 +11,8 @@ import webdataset
 from PIL import Image
 
 from data_prep.config import SourceConfig
-from data_prep.schema import INDEX_DTYPE, LEDGER_SCHEMA, Status
+from data_prep.ledger import LEDGER_SCHEMA
+from data_prep.schema import INDEX_DTYPE, Status
 from data_prep.shards import ShardTask, make_failed_shard, make_shard, shard_paths
 from data_prep.sources import Table
 from data_prep.tar_members import sample_parts
