@@ -104,6 +104,8 @@ def _deaf_to_stopping() -> Iterator[None]:
         # In this order and with the mask set again: starting the tracker unblocks SIGTERM.
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        # Imported once, by the server that all workers are forked from, and not by each of them.
+        forkserver.set_forkserver_preload(["pipeline.data.loader"])
         forkserver.ensure_running()
         yield
     finally:
