@@ -100,7 +100,7 @@ def s3(args: argparse.Namespace, names: list[str]) -> list[Figure]:
                 shutil.rmtree(cache, ignore_errors=True)
 
         for case in CASES:
-            by_ranges = "ours" in names and case.decode is None
+            by_ranges = "ours" in names and case == CASES[0]
             wanted = [*names, "ours by ranges"] if by_ranges else names
             measures = {name: partial(measure, name, case) for name in wanted}
             figures += compare(f"S3, {case.name}", in_turn(measures, args.pairs), args)

@@ -143,7 +143,7 @@ def reading(
 
 def start_server_of_workers(client: str) -> None:
     """Let the process that ours forks its workers from import now what they need: imports are left out."""
-    multiprocessing.set_forkserver_preload(["benchmarks.loader_ours", client])
+    multiprocessing.set_forkserver_preload(["benchmarks.loader", client])
     process = multiprocessing.get_context("forkserver").Process(target=int)
     process.start()
     process.join()

@@ -107,7 +107,7 @@ def ours(
             )
         )
     ahead = DEFAULTS.remote.ahead_steps * BATCH_SAMPLES
-    for position in positions if dataset.is_remote else ():
+    for position in positions if dataset.is_remote and read == "shards" else ():
         # As `TrainStream` does: at the start everything up to the horizon, then what comes into sight.
         first = position + ahead if position else 0
         for seen in range(first, position + ahead + 1, BATCH_SAMPLES):
