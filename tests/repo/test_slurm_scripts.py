@@ -72,7 +72,9 @@ class Bench:
             (folder / name).chmod(0o755)
 
     def run(self, script: str, *arguments: str, **environment: str):
-        clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "ROSEATE", "RAY_"))}
+        clean = {
+            k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "ROSEATE", "RAY_"))
+        }
         clean |= {
             "PATH": f"{self.folder}:{os.environ['PATH']}",
             "NOTES": str(self.folder),
