@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 # Extra arguments for pytest, for instance: make test PYTEST_ARGS="-x -k resume"
 PYTEST_ARGS ?=
+# So many test files side by side (tests/conftest.py says which do not); 0 for one after another.
+JOBS ?= 2
+SIDE_BY_SIDE = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo openclipart test test-fast lint clean
@@ -22,10 +25,10 @@ openclipart: $(VENV)/installed-towers ## the same on real drawings and real pret
 	$(BIN)/roseate openclipart
 
 test: $(VENV)/installed-test lint ## ruff and every test that needs no GPU
-	$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not gpu" $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
 test-fast: $(VENV)/installed-test ## the tests without SLURM and without whole commands
-	$(BIN)/python -m pytest -m "not gpu and not cluster and not end_to_end" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not gpu and not cluster and not end_to_end" $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
 lint: $(VENV)/installed-test ## ruff check and ruff format --check
 	$(BIN)/ruff check .

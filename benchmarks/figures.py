@@ -7,6 +7,7 @@ that ours / peer may be.
 
 import argparse
 import json
+import math
 import platform
 import statistics
 import sys
@@ -29,6 +30,7 @@ class Figure:
         unit: of both.
         ratio: median over the pairs of ours / peer.
         spread: distance between the quartiles of these ratios.
+        low, high: where the median of endlessly many pairs lies, at 95 %; of fewer than 6 all of them.
         goal: largest ratio that is good enough; None where a figure is there to be known.
         met: whether it is; None without a goal.
     """
@@ -39,6 +41,8 @@ class Figure:
     unit: str
     ratio: float
     spread: float
+    low: float
+    high: float
     goal: float | None
     met: bool | None
 
@@ -58,9 +62,20 @@ class Pairs:
             low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
             spread = high - low
         met = None if goal is None else ratio <= goal
+        low, high = interval(ratios)
         ours, peer = statistics.median(self.ours), statistics.median(self.peer)
-        print(f"{name}: {ratio:.3f}", file=sys.stderr, flush=True)
-        return Figure(name, ours, peer, unit, ratio, spread, goal, met)
+        print(f"{name}: {ratio:.3f} ({low:.3f} to {high:.3f})", file=sys.stderr, flush=True)
+        return Figure(name, ours, peer, unit, ratio, spread, low, high, goal, met)
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """The 95 % interval of a median by order statistics: no shape of the distribution is assumed."""
+    ranked, count = sorted(values), len(values)
+    outside, below = 0, 0.0  # values left out on each side, and how likely the median is among them
+    while (below := below + math.comb(count, outside) / 2**count) <= 0.025:
+        outside += 1
+    outside = max(0, outside - 1)
+    return ranked[outside], ranked[count - 1 - outside]
 
 
 def paired(
@@ -127,12 +142,13 @@ def write(figures: list[Figure], args: argparse.Namespace) -> None:
 
 def markdown_table(figures: list[Figure]) -> str:
     """One row per figure, columns padded to be read as plain text."""
-    rows = [["figure", "ours", "peer", "unit", "ours / peer", "spread", "goal", "met"]]
+    rows = [["figure", "ours", "peer", "unit", "ours / peer", "95 %", "spread", "goal", "met"]]
     for figure in figures:
         goal = "" if figure.goal is None else f"<= {figure.goal:.3g}"
         met = {None: "", True: "yes", False: "no"}[figure.met]
         numbers = [f"{value:.4g}" for value in (figure.ours, figure.peer)]
-        ratios = [f"{value:.3f}" for value in (figure.ratio, figure.spread)]
+        likely = f"{figure.low:.3f} to {figure.high:.3f}"
+        ratios = [f"{figure.ratio:.3f}", likely, f"{figure.spread:.3f}"]
         rows.append([figure.figure, *numbers, figure.unit, *ratios, goal, met])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [

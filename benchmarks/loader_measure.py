@@ -23,6 +23,7 @@ from benchmarks.loader_ours import (
     ours_by_ranges,
 )
 from benchmarks.loader_peers import PEERS, import_streaming, webdataset_alone
+from benchmarks.processes import process_stats
 
 DRAINED_BATCHES = 8  # what workers had read ahead while the others were measured
 LOADERS: dict[str, Callable] = {
@@ -68,14 +69,9 @@ CASES = [
 def cpu_seconds() -> float:
     """Processor time of this process, its living descendants and those that ended (Linux)."""
     parents, times = {}, {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            except OSError:  # ended meanwhile
-                continue
-            parents[int(folder.name)] = int(fields[1])
-            times[int(folder.name)] = sum(int(ticks) for ticks in fields[11:15])
+    for process, fields in process_stats():
+        parents[process] = int(fields[1])
+        times[process] = sum(int(ticks) for ticks in fields[11:15])
     family, size = {os.getpid()}, 0
     while len(family) > size:
         size = len(family)
@@ -99,7 +95,7 @@ def serve(pipe: Connection, name: str, place: Place, case: Case) -> None:
     next(batches)
     pipe.send(None)
     while (seconds := pipe.recv()) is not None:
-        for _ in range(DRAINED_BATCHES):
+        for _ in range(DRAINED_BATCHES if case.num_workers else 1):
             next(batches)
         wall, cpu, num_samples = time.perf_counter(), cpu_seconds(), 0
         while time.perf_counter() < wall + seconds:

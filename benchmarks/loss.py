@@ -38,7 +38,7 @@ def build_loss(device: str, kind: str, num_tokens: int, chunk: int = CHUNK) -> C
 
     def compute() -> Tensor:
         if kind == CHUNKED:
-            return chunked_cross_entropy(
+            loss, _ = chunked_cross_entropy(
                 hidden,
                 rows,
                 targets,
@@ -46,6 +46,7 @@ def build_loss(device: str, kind: str, num_tokens: int, chunk: int = CHUNK) -> C
                 vocabulary=VOCABULARY,
                 logits_per_chunk=chunk * VOCABULARY,
             )
+            return loss
         if kind == FULL:
             logits = functional.linear(hidden, head).float()
             return functional.cross_entropy(logits, targets, reduction="sum")

@@ -30,7 +30,7 @@ from model.config import ModelConfig
 from model.flamingo import Flamingo
 from model.media import Media, MediaInput
 from model.tokens import TokenIds
-from model.vision import VisionEncoder
+from model.vision_encoder import VisionEncoder
 
 MANNERS = ("padded images", "full logits", "frozen weights differentiated")
 VOCABULARY, SLOTS = 49152, 4

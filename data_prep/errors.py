@@ -1,6 +1,6 @@
 """What a person is told when their input cannot be used.
 
-Raised everywhere but in model/; pipeline/cli.py turns them into exit codes.
+Raised everywhere but in model/; pipeline/cli/main.py turns them into exit codes.
 """
 
 from dataclasses import dataclass
@@ -28,6 +28,10 @@ class ConfigError(ValueError):
         for p in problems:
             lines += [f"  {p.key} = {p.value!r}", f"    rule: {p.rule}", f"    do:   {p.remedy}"]
         super().__init__("\n".join(lines))
+
+
+class IngestError(RuntimeError):
+    """An ingest cannot go on, for a cause outside its configuration (exit code 4)."""
 
 
 class DataBudgetError(RuntimeError):

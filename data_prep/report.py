@@ -2,18 +2,20 @@
 
 import base64
 import html
-import os
+import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
+from data_prep.ingest.commit import SIZE_EDGES, shard_place
 from data_prep.schema import Manifest
-from data_prep.shards import shard_paths
+from data_prep.storage import Folder, write_file
 from data_prep.tar_members import sample_parts
 
+REPORT_NAME = "report.html"
 _THUMBNAILS = 24
-_BINS = 12
+_SIZE_LABELS = [*(f"up to {edge}" for edge in SIZE_EDGES), f"over {SIZE_EDGES[-1]}"]
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
   color: #222; background: #fff }
@@ -29,11 +31,13 @@ code { font-size: 12px; overflow-wrap: anywhere }
 """
 
 
-def write_report(folder: Path, manifest: Manifest) -> Path:
-    """Writes the page of a dataset folder whose shards are all committed.
+def write_report(folder: Folder, manifest: Manifest, sizes: Sequence[int]) -> None:
+    """Writes report.html of a dataset folder whose shards are all committed.
 
-    Returns:
-        the path of report.html.
+    Args:
+        folder: the dataset folder.
+        manifest: what is in it.
+        sizes: images by the longer side of the original; place i is up to SIZE_EDGES[i] pixels.
     """
     share = 100 * manifest.samples / manifest.rows if manifest.rows else 0.0
     size = sum(s.bytes for s in manifest.shards) / 1e6
@@ -49,24 +53,28 @@ def write_report(folder: Path, manifest: Manifest) -> Path:
             ]
         ),
         "<h2>Longer side of the originals, pixels</h2>",
-        _bars(_sizes(folder, manifest)),
+        _bars([(label, n, "") for label, n in zip(_SIZE_LABELS, sizes, strict=True) if n]),
         "<h2>First samples</h2>",
         _thumbnails(folder, manifest),
     ]
-    return write_page(Path(folder) / "report.html", f"Ingest of {manifest.source}", parts)
+    page = make_page(f"Ingest of {manifest.source}", parts)
+    folder.write(REPORT_NAME, page.encode())
 
 
-def write_page(path: Path, title: str, parts: list[str]) -> Path:
-    """Write a page whole or not at all; `title` is plain text, `parts` are HTML."""
+def make_page(title: str, parts: list[str]) -> str:
+    """A page by itself; `title` is plain text, `parts` are HTML."""
     title = html.escape(title)
     head = (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>",
         f"<style>{_STYLE}</style><h1>{title}</h1>",
     )
+    return "\n".join([*head, *parts, "</html>\n"])
+
+
+def write_page(path: Path, title: str, parts: list[str]) -> Path:
+    """Writes such a page to a disk, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.part")
-    temporary.write_text("\n".join([*head, *parts, "</html>\n"]), encoding="utf-8")
-    os.replace(temporary, path)
+    write_file(path, make_page(title, parts).encode())
     return path
 
 
@@ -84,36 +92,24 @@ def _bars(rows: list[tuple[str, int, str]]) -> str:
     )
 
 
-def _sizes(folder: Path, manifest: Manifest) -> list[tuple[str, int, str]]:
-    """Histogram over powers of two; ledgers are read one by one."""
-    edges = 2 ** np.arange(4, 4 + _BINS)
-    counts = np.zeros(len(edges) + 1, dtype=np.int64)
-    for shard in manifest.shards:
-        ledger = pq.read_table(
-            shard_paths(folder, shard.name)[2], columns=["original_width", "original_height"]
-        )
-        columns = [np.array(c.drop_null().to_numpy()) for c in ledger.columns]
-        longer = np.maximum(*columns)
-        counts += np.bincount(np.searchsorted(edges, longer), minlength=len(counts))
-    labels = [f"up to {e}" for e in edges] + [f"over {edges[-1]}"]
-    return [(label, int(n), "") for label, n in zip(labels, counts, strict=True) if n]
-
-
-def _thumbnails(folder: Path, manifest: Manifest) -> str:
-    figures: list[str] = []
-    for shard in manifest.shards:
-        if shard.samples == 0:
-            continue
-        tar_path, index_path, _ = shard_paths(folder, shard.name)
-        with tar_path.open("rb") as file:
-            for record in np.load(index_path)[:_THUMBNAILS]:
-                file.seek(int(record["offset"]))
-                _, (image, text) = sample_parts(file.read(int(record["bytes"])))
-                data = base64.b64encode(image).decode()
-                figures.append(
-                    # Browsers go by the bytes themselves, so one type serves all formats.
-                    f"<figure><img src='data:image/jpeg;base64,{data}' alt=''>"
-                    f"<figcaption>{html.escape(text)}</figcaption></figure>"
-                )
-        break  # the first shard that has any
-    return f"<div class=grid>{''.join(figures)}</div>" if figures else "<p>None.</p>"
+def _thumbnails(folder: Folder, manifest: Manifest) -> str:
+    shard = next((s for s in manifest.shards if s.samples), None)
+    if shard is None:
+        return "<p>None.</p>"
+    place = shard_place(shard.name)
+    index = np.load(io.BytesIO(folder.read(place.index)))[:_THUMBNAILS]
+    figures = []
+    with folder.open(place.tar) as file:
+        at = 0
+        for record in index:  # one after the other, as they lie in the tar
+            file.read(int(record["offset"]) - at)
+            span = file.read(int(record["bytes"]))
+            at = int(record["offset"]) + len(span)
+            _, (image, text) = sample_parts(span)
+            data = base64.b64encode(image).decode()
+            figures.append(
+                # Browsers go by the bytes themselves, so one type serves all formats.
+                f"<figure><img src='data:image/jpeg;base64,{data}' alt=''>"
+                f"<figcaption>{html.escape(text)}</figcaption></figure>"
+            )
+    return f"<div class=grid>{''.join(figures)}</div>"

@@ -28,24 +28,41 @@ class Status(StrEnum):
     """How an input row ended. Every row of the table has exactly one."""
 
     OK = "ok"
+    # What the table holds.
+    INVALID_ROW = "invalid_row"
     MISSING_URL = "missing_url"
     MISSING_CAPTION = "missing_caption"
     MISSING_IMAGE = "missing_image"
+    MISSING_HASH = "missing_hash"
     INVALID_URL = "invalid_url"
+    INVALID_CAPTION = "invalid_caption"
+    # What we do not ask for, or may not have.
     REFUSED_SCHEME = "refused_scheme"
     REFUSED_PRIVATE_ADDRESS = "refused_private_address"
+    REFUSED_ROBOTS = "refused_robots"
+    REFUSED_OPT_OUT = "refused_opt_out"
+    # What the web does.
+    ROBOTS_UNREACHABLE = "robots_unreachable"
     DNS = "dns"
+    TLS = "tls"
     CONNECTION = "connection"
     TIMEOUT = "timeout"
     HTTP_404 = "http_404"
     HTTP_ERROR = "http_error"
     TOO_MANY_REDIRECTS = "too_many_redirects"
     TOO_MANY_BYTES = "too_many_bytes"
+    MALFORMED_RESPONSE = "malformed_response"
     WRONG_CONTENT_TYPE = "wrong_content_type"
+    # What the file is.
+    HASH_MISMATCH = "hash_mismatch"
     TOO_MANY_PIXELS = "too_many_pixels"
     UNDECODABLE = "undecodable"
+    DECODER_CRASHED = "decoder_crashed"
+    DECODER_MEMORY = "decoder_memory"
+    DECODER_TIMEOUT = "decoder_timeout"
     FILTERED_SIZE = "filtered_size"
     FILTERED_ASPECT_RATIO = "filtered_aspect_ratio"
+    # Our own failure.
     INTERNAL_ERROR = "internal_error"
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_prep.image import DECODE_ERRORS, FORMATS
+from data_prep.image.formats import DECODE_ERRORS, FORMATS
 from data_prep.schema import INDEX_DTYPE, ShardEntry, Status
 from data_prep.storage import Folder, write_file
 from data_prep.tar_members import BLOCK, kind_of, split_name

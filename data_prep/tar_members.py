@@ -10,6 +10,7 @@ from collections.abc import Iterator
 BLOCK = 512
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 TEXT_EXTENSIONS = ("txt", "text")
+PROMPT_EXTENSION = "prompt"
 CUT_OFF = "tar members that are cut off or not there"
 _PATH = re.compile(rb"(?:^|\n)\d+ path=([^\n]*)\n")
 
@@ -26,17 +27,23 @@ def split_name(name: str) -> tuple[str, str]:
     return folder + slash + stem, extension.lower()
 
 
+class Prompt(str):
+    """A text that is given and not to be learnt: a question before its answer."""
+
+
 def kind_of(extension: str) -> tuple[str | None, int]:
-    """``image``, ``text`` or None for anything else, and the place in an interleaved document.
+    """``image``, ``text``, ``prompt`` or None for anything else, and the place in an interleaved document.
 
     An interleaved document has members ``key.0.txt``, ``key.1.jpg``, ... in reading order; in a pair
-    the image (place -2) stands before the text (-1).
+    the image (place -3) stands before the prompt, if it has one (-2), and that before the text (-1).
     """
+    if extension == PROMPT_EXTENSION:
+        return "prompt", -2
     number, dot, last = extension.rpartition(".")
     if dot and not (number.isdecimal() and len(number) < 10):
         return None, 0
     if last in IMAGE_EXTENSIONS:
-        return "image", int(number) if dot else -2
+        return "image", int(number) if dot else -3
     if last in TEXT_EXTENSIONS:
         return "text", int(number) if dot else -1
     return None, 0
@@ -44,6 +51,8 @@ def kind_of(extension: str) -> tuple[str | None, int]:
 
 def sample_parts(span: bytes) -> tuple[str, list[bytes | str]]:
     """Key of a sample, and its images (bytes, encoded) and texts in reading order.
+
+    A prompt among the texts is a `Prompt`.
 
     Raises:
         ValueError: not whole tar members of one sample, a text that is no UTF-8, or neither image nor
@@ -65,7 +74,8 @@ def sample_parts(span: bytes) -> tuple[str, list[bytes | str]]:
         raise ValueError("a sample without image and without text")
     found.sort(key=lambda part: part[0])
     try:
-        parts = [data.decode() if kind == "text" else data for _, kind, data in found]
+        as_part = {"text": bytes.decode, "prompt": lambda data: Prompt(data.decode())}
+        parts = [as_part.get(kind, bytes)(data) for _, kind, data in found]
     except UnicodeDecodeError as error:
         raise ValueError(f"the text is not UTF-8: {error}") from None
     return keys.pop(), parts

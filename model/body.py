@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
 from model.documents import document_mask, positions_in_documents
 from model.fusion import Fusion
@@ -44,6 +45,29 @@ class Body:
         if self.takes_positions:
             keywords["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
         return self._run(input_ids, attention_mask=mask.long(), **keywords)
+
+    def cached(
+        self, input_ids: Tensor, mask: Tensor, cache: Cache | None = None
+    ) -> tuple[Tensor, Cache | None]:
+        """Hidden states ``[B, T, H]`` behind what a cache keeps, and the cache, which grows in place.
+
+        Args:
+            input_ids: long ``[B, T]``, each row of one document.
+            mask: bool ``[B, P + T]``, also of the P tokens that the cache keeps.
+            cache: of an earlier call; None begins.
+        """
+        keywords = {}
+        if self.takes_positions:
+            positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
+            keywords["position_ids"] = positions[:, -input_ids.shape[1] :]
+        found = self.language.base_model(
+            input_ids=input_ids,
+            attention_mask=mask.long(),
+            past_key_values=cache,
+            use_cache=True,
+            **keywords,
+        )
+        return found.last_hidden_state, getattr(found, "past_key_values", None)
 
     def _apart(self, input_ids: Tensor, documents: Tensor) -> Tensor:
         """In the first way that keeps documents apart.

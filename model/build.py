@@ -16,7 +16,8 @@ from model.language import find_decoder_layers, fused_layers, load_language, pla
 from model.media import MediaEncoder
 from model.resampler import PerceiverResampler
 from model.tokens import NewTokens, TokenIds
-from model.vision import VisionEncoder, load_vision, plan_vision
+from model.vision import load_vision, plan_vision
+from model.vision_encoder import VisionEncoder
 
 logger = logging.getLogger(__name__)
 

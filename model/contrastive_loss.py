@@ -214,9 +214,20 @@ class ContrastiveHead(nn.Module):
             valid_B: see `PairLoss`.
             across_ranks: see `PairLoss`.
         """
-        media = latents_BLD.to(torch.promote_types(latents_BLD.dtype, torch.float32)).mean(1)
-        text = text_BH
+        media, text = _mean_latent(latents_BLD), text_BH
         if valid_B is not None:
             media, text = (t.masked_fill(~valid_B.unsqueeze(1), 0.0) for t in (media, text))
         media, text = self.media_projection(media), self.text_projection(text)
         return self.pairs(media, text, valid_B, across_ranks=across_ranks)
+
+    def embed_media(self, latents_BLD: Tensor) -> Tensor:
+        """Unit vectors ``[B, D]`` of media."""
+        return self.media_projection(_mean_latent(latents_BLD))
+
+    def embed_text(self, text_BH: Tensor) -> Tensor:
+        """Unit vectors ``[B, D]`` of texts."""
+        return self.text_projection(text_BH)
+
+
+def _mean_latent(latents_BLD: Tensor) -> Tensor:
+    return latents_BLD.to(torch.promote_types(latents_BLD.dtype, torch.float32)).mean(1)

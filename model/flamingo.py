@@ -5,17 +5,20 @@ V logits (frozen vocabulary and new tokens), X target tokens.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from model.body import Body
+from model.continuations import Continuations
 from model.contrastive_loss import ContrastiveHead
 from model.documents import find_pairs
 from model.fusion import CheckpointedForward, Fusion, FusionContext, Head
 from model.loss import chunked_cross_entropy
 from model.media import Media, MediaEncoder, place_latents
 from model.router import RouterProbe, find_router, router_losses
+from model.router_loads import RouterLoads
 from model.tokens import NewTokens
 
 
@@ -32,11 +35,14 @@ class FlamingoOutput:
         load_balance_loss: mean over the expert blocks, fp32 scalar, 0 without experts; its mean
             over ranks is that of the joined batch.
         z_loss: likewise.
+        token_losses: ``[B, T - 1]``, what the token at t + 1 adds to the sum, 0 where it is no
+            target; without a gradient.
         logits: ``[B, T, V]``; None unless asked for.
     """
 
     loss_sum: Tensor
     num_tokens: Tensor
+    token_losses: Tensor
     load_balance_loss: Tensor
     z_loss: Tensor
     language_loss_sum: Tensor | None = None
@@ -108,6 +114,8 @@ class Flamingo(nn.Module):
         self._body = Body(language, self._fusion)
         self._router_logits: dict[int, Tensor] = {}
         self._probed: dict[int, nn.Module] = {}
+        # Set it to have the routers of the coming forwards counted.
+        self.router_loads: RouterLoads | None = None
         self.attach_router_hooks()
 
     def train(self, mode: bool = True) -> "Flamingo":
@@ -120,6 +128,12 @@ class Flamingo(nn.Module):
     def vision(self) -> nn.Module:
         """The image tower."""
         return self.media_encoders["image"].tower
+
+    @property
+    def max_positions(self) -> int | None:
+        """Tokens that the language model has positions for; None where it says nothing."""
+        config = self.language.config.get_text_config()
+        return getattr(config, "max_position_embeddings", None)
 
     @property
     def expert_modules(self) -> dict[str, nn.Module]:
@@ -196,11 +210,16 @@ class Flamingo(nn.Module):
         self._router_logits.clear()
         with self._fusion.using(context):
             hidden = self._body(input_ids, mask, documents)
-            loss_sum = self._loss(hidden, targets, context)
+            loss_sum, token_losses = self._loss(hidden, targets, context)
             logits = self._head(hidden) if with_logits else None
         load_balance, z_loss = self._router_losses(loss_sum)
         output = FlamingoOutput(
-            loss_sum, (targets[:, 1:] != -100).sum(), load_balance, z_loss, logits=logits
+            loss_sum,
+            (targets[:, 1:] != -100).sum(),
+            token_losses,
+            load_balance,
+            z_loss,
+            logits=logits,
         )
         if self.language_loss or self.contrastive is not None:
             self._unseen(output, context, input_ids, mask, targets)
@@ -220,7 +239,7 @@ class Flamingo(nn.Module):
         with self._fusion.using(context):
             hidden = self._body(input_ids, mask, context.documents)
             if self.language_loss:
-                output.language_loss_sum = self._loss(hidden, targets, context)
+                output.language_loss_sum, _ = self._loss(hidden, targets, context)
         self._router_logits.clear()
         if self.contrastive is not None:
             documents = torch.where(mask, 0, -1) if context.documents is None else context.documents
@@ -233,6 +252,63 @@ class Flamingo(nn.Module):
                 pairs.whole,
                 across_ranks=self.training,
             )
+
+    @torch.no_grad()
+    def hidden_states(self, media: Media, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Hidden states ``[B, T, H]`` in front of the head, and no loss: nothing collective.
+
+        Args:
+            media: as in `forward`.
+            input_ids: long ``[B, T]``, padded on either side.
+            attention_mask: bool ``[B, T]``.
+        """
+        mask = attention_mask.bool()
+        context = self._context(self.encode_media(media), media.slots, mask)
+        with self._fusion.using(context):
+            hidden = self._body(input_ids, mask, None)
+        self._router_logits.clear()
+        return hidden
+
+    @torch.no_grad()
+    def continuations(
+        self, media: Media, input_ids: Tensor, attention_mask: Tensor
+    ) -> Continuations:
+        """Prompts behind which many texts are to be weighed; arguments as of `generate`.
+
+        Raises:
+            ValueError: a prompt ends with padding, or the language model keeps no keys and values.
+        """
+        mask = attention_mask.bool()
+        context = self._context(self.encode_media(media), media.slots, mask)
+        return Continuations(
+            self._body,
+            self._fusion,
+            context,
+            self._loss,
+            self._router_logits,
+            input_ids,
+            mask,
+        )
+
+    @torch.no_grad()
+    def media_vectors(self, media: Media) -> Tensor:
+        """Unit vectors ``[B, D]`` of each row's first medium, by the contrastive head."""
+        return self.contrastive.embed_media(self.encode_media(media)[:, 0])
+
+    @torch.no_grad()
+    def text_vectors(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Unit vectors ``[B, D]`` of texts padded on the right, by the contrastive head.
+
+        Of each text's last token, with all media hidden, as in training.
+        """
+        mask = attention_mask.bool()
+        slots = torch.zeros(len(input_ids), 1, dtype=torch.long, device=input_ids.device)
+        context = self._context(self.encode_media(Media(slots)), slots, mask)
+        with self._fusion.using(replace(context, hide_media=True)):
+            hidden = self._body(input_ids, mask, None)
+        self._router_logits.clear()
+        rows = torch.arange(len(hidden), device=hidden.device)
+        return self.contrastive.embed_text(hidden[rows, mask.sum(1) - 1])
 
     def _context(
         self,
@@ -248,14 +324,19 @@ class Flamingo(nn.Module):
             latents, slots, *self.new_tokens(), real_tokens=real_tokens, documents=documents
         )
 
-    def _loss(self, hidden_BTH: Tensor, targets_BT: Tensor, context: FusionContext) -> Tensor:
-        """Summed cross entropy of the next tokens; only hidden states with a target meet the head."""
+    def _loss(
+        self, hidden_BTH: Tensor, targets_BT: Tensor, context: FusionContext
+    ) -> tuple[Tensor, Tensor]:
+        """Cross entropy of the next tokens: the sum, and ``[B, T - 1]`` of each without a gradient.
+
+        Only hidden states with a target meet the head.
+        """
         hidden_XH, targets_X = hidden_BTH[:, :-1].flatten(0, 1), targets_BT[:, 1:].flatten()
         if not targets_X.is_meta:
             wanted = (targets_X != -100).nonzero().squeeze(1)
             hidden_XH, targets_X = hidden_XH[wanted], targets_X[wanted]
         else:
-            targets_X = targets_X.clamp(min=0)
+            wanted, targets_X = None, targets_X.clamp(min=0)
 
         def head(hidden: Tensor, rows: Tensor) -> Tensor:
             context.output_rows = rows
@@ -263,18 +344,29 @@ class Flamingo(nn.Module):
 
         vocabulary = max(self.language.config.get_text_config().vocab_size, 1)
         rows = context.output_rows
-        loss = chunked_cross_entropy(hidden_XH, rows, targets_X, head, vocabulary=vocabulary)
+        loss, losses_X = chunked_cross_entropy(
+            hidden_XH, rows, targets_X, head, vocabulary=vocabulary
+        )
         context.output_rows = rows
-        return loss
+        losses_BT = losses_X
+        if wanted is not None:
+            losses_BT = losses_X.new_zeros(targets_BT[:, 1:].numel()).index_copy(
+                0, wanted, losses_X
+            )
+        return loss, losses_BT.view_as(targets_BT[:, 1:])
 
     def _router_losses(self, loss_sum: Tensor) -> tuple[Tensor, Tensor]:
         if not self._router_logits:
             return loss_sum.new_zeros(()), loss_sum.new_zeros(())
         # Evaluation may run on one rank alone, so only training counts over ranks.
+        indices = sorted(self._router_logits)
         losses = [
             router_losses(self._router_logits[index], self.top_k, across_ranks=self.training)
-            for index in sorted(self._router_logits)
+            for index in indices
         ]
+        if self.router_loads is not None:
+            for index in indices:
+                self.router_loads.add(index, self._router_logits[index].detach(), self.top_k)
         self._router_logits.clear()
         load_balance, z_loss = (torch.stack(terms).mean() for terms in zip(*losses, strict=True))
         return load_balance, z_loss
@@ -314,12 +406,18 @@ class Flamingo(nn.Module):
         return tokens
 
 
-def pad_left(prompts: list[list[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
+def pad_left(rows: list[list[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
     """Prompts of different lengths as ``input_ids`` and ``attention_mask`` for `Flamingo.generate`."""
-    ids = [torch.tensor(prompt) for prompt in prompts]
-    mask = [torch.ones(len(prompt), dtype=torch.bool) for prompt in prompts]
-    pad = nn.utils.rnn.pad_sequence
-    return (
-        pad(ids, batch_first=True, padding_value=pad_token_id, padding_side="left"),
-        pad(mask, batch_first=True, padding_value=False, padding_side="left"),
-    )
+    return _pad(rows, pad_token_id, "left")
+
+
+def pad_right(rows: list[list[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
+    """Texts of different lengths as ``input_ids`` and ``attention_mask`` for `Flamingo.forward`."""
+    return _pad(rows, pad_token_id, "right")
+
+
+def _pad(rows: list[list[int]], pad_token_id: int, side: str) -> tuple[Tensor, Tensor]:
+    ids = [torch.tensor(row) for row in rows]
+    mask = [torch.ones(len(row), dtype=torch.bool) for row in rows]
+    pad = partial(nn.utils.rnn.pad_sequence, batch_first=True, padding_side=side)
+    return pad(ids, padding_value=pad_token_id), pad(mask, padding_value=False)

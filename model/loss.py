@@ -18,28 +18,32 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx, hidden_XH: Tensor, rows_JH: Tensor, targets_X: Tensor, head: Head, chunk: int
-    ) -> Tensor:
-        """Return the sum, fp32 scalar."""
+    ) -> tuple[Tensor, Tensor]:
+        """Return the sum, fp32 scalar, and the loss of each target, to be looked at only."""
         wants = any(ctx.needs_input_grad)
-        total = torch.zeros((), dtype=_at_least_fp32(hidden_XH), device=hidden_XH.device)
+        losses_X = torch.zeros(
+            len(hidden_XH), dtype=_at_least_fp32(hidden_XH), device=hidden_XH.device
+        )
+        total = losses_X.new_zeros(())
         grad_hidden = torch.zeros_like(hidden_XH) if wants else None
         grad_rows = torch.zeros_like(rows_JH) if wants else None
         for start in range(0, len(hidden_XH), chunk):
             part = slice(start, start + chunk)
             hidden = hidden_XH[part].detach().requires_grad_(wants)
             rows = rows_JH.detach().requires_grad_(wants)
-            loss, found = _loss_and_gradients(hidden, rows, targets_X[part], head)
-            total += loss
+            losses_X[part], found = _loss_and_gradients(hidden, rows, targets_X[part], head)
+            total += losses_X[part].sum()
             if wants:
                 grad_hidden[part] = found[0]
                 if found[1] is not None:
                     grad_rows += found[1]
         if wants:
             ctx.save_for_backward(grad_hidden, grad_rows)
-        return total
+        ctx.mark_non_differentiable(losses_X)
+        return total, losses_X
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple:
+    def backward(ctx, grad: Tensor, _: Tensor) -> tuple:
         """Scale the gradients that the forward has computed."""
         hidden, rows = ctx.saved_tensors
         return hidden * grad.to(hidden.dtype), rows * grad.to(rows.dtype), None, None, None
@@ -53,8 +57,8 @@ def chunked_cross_entropy(
     *,
     vocabulary: int,
     logits_per_chunk: int = LOGITS_PER_CHUNK,
-) -> Tensor:
-    """Summed cross entropy of target tokens.
+) -> tuple[Tensor, Tensor]:
+    """Summed cross entropy of target tokens, and that of each.
 
     Holds the logits of one chunk at a time and multiplies with the head twice, not three times as
     recomputation would: the gradient of a sum is known up to a factor as soon as its chunk is.
@@ -69,7 +73,8 @@ def chunked_cross_entropy(
         logits_per_chunk: elements of the largest block of logits.
 
     Returns:
-        Scalar in fp32, or fp64 for fp64 hidden states; 0 with a zero gradient for X = 0.
+        (scalar in fp32, or fp64 for fp64 hidden states; 0 with a zero gradient for X = 0,
+        ``[X]`` of the same kind, without a gradient).
 
     Source: the idea of arXiv:2410.10989 (Liger). `torch.nn.functional.linear_cross_entropy` does it
         for a head that is one matrix; here the head is whatever the language model says, and frozen.
@@ -81,7 +86,7 @@ def chunked_cross_entropy(
 def _loss_and_gradients(
     hidden: Tensor, rows: Tensor, targets: Tensor, head: Head
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    """Sum of one chunk; gradients of hidden states and rows, if they want one.
+    """Losses of one chunk; gradients of hidden states and rows, if they want one.
 
     A function of its own, so that the blocks of one chunk are gone before the next is begun.
     """
@@ -91,13 +96,13 @@ def _loss_and_gradients(
     log_p = logits.detach().to(_at_least_fp32(hidden)).log_softmax(-1)
     targets = targets.unsqueeze(-1)
     log_p_target = log_p.gather(-1, targets)
-    loss = -log_p_target.sum()
+    losses = -log_p_target.squeeze(-1)
     if not wants:
-        return loss, ()
+        return losses, ()
     # Softmax minus one-hot, written over the log probabilities: autograd would keep two more blocks
     # of this size, and memory never touched before costs time.
     grad = log_p.exp_().scatter_(-1, targets, log_p_target.exp() - 1).to(logits.dtype)
-    return loss, torch.autograd.grad(logits, [hidden, rows], grad, allow_unused=True)
+    return losses, torch.autograd.grad(logits, [hidden, rows], grad, allow_unused=True)
 
 
 def _at_least_fp32(tensor: Tensor) -> torch.dtype:

@@ -65,7 +65,7 @@ class MediaEncoder(nn.Module):
 
     Args:
         tower: ``[X, *input_shape]`` to features ``[X, P, width]`` without gradient, with attributes
-            `input_shape` (of one frame), `num_patches` and `width`; `model.vision.VisionEncoder`.
+            `input_shape` (of one frame), `num_patches` and `width`; `model.vision_encoder.VisionEncoder`.
         resampler: features to latents.
     """
 

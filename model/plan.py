@@ -83,6 +83,8 @@ class ModelPlan:
         blocks: gated blocks from the bottom up.
         language: class name, layers, width and vocabulary of the language model.
         layer_flops: (forward, backward) per text token of every decoder layer.
+        layer_bytes: activations of a row that every decoder layer keeps.
+        block_bytes: likewise of every gated block.
     """
 
     parts: list[PartPlan]
@@ -92,6 +94,8 @@ class ModelPlan:
     blocks: list[BlockPlan]
     language: dict[str, str | int]
     layer_flops: list[tuple[float, float]] = field(default_factory=list)
+    layer_bytes: list[int] = field(default_factory=list)
+    block_bytes: list[int] = field(default_factory=list)
 
     @property
     def total(self) -> PartPlan:
@@ -176,6 +180,12 @@ def compute_plan(model: Flamingo, *, num_tokens: int = 256, num_images: int = 1)
         layer_flops=[
             (meter.forward_flops[label] / num_tokens, meter.backward_flops[label] / num_tokens)
             for label in layers
+        ],
+        layer_bytes=[meter.activation_bytes[label] for label in layers],
+        block_bytes=[
+            meter.activation_bytes[Label(CROSS_ATTENTION, index)]
+            + meter.activation_bytes[Label(_feed_forward_part(block), index)]
+            for index, block in enumerate(model.gated_blocks)
         ],
     )
 

@@ -106,8 +106,10 @@ def sincos_positions(count: int, width: int) -> Tensor:
             f"not {count} patches of width {width}"
         )
     lowest, highest = math.pi / max(side, 2), math.pi / 2
-    spread = torch.linspace(math.log(lowest), math.log(highest), width // 4).exp()
-    angles = torch.arange(side).unsqueeze(1) * spread
+    # Named, since libraries that wrap some of torch's constructors choose a device of their own.
+    device = torch.get_default_device()
+    spread = torch.linspace(math.log(lowest), math.log(highest), width // 4, device=device).exp()
+    angles = torch.arange(side, device=device).unsqueeze(1) * spread
     line = torch.cat([angles.sin(), angles.cos()], dim=1)  # [side, width / 2]
     row, column = line.repeat_interleave(side, dim=0), line.repeat(side, 1)
     return torch.cat([row, column], dim=1)

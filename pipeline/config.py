@@ -3,19 +3,26 @@
 Imports neither torch nor ray, so that `roseate config check` answers at once on a login node.
 """
 
+import copy
 import difflib
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
-from data_prep.config import IngestConfig
+from data_prep.config import IngestConfig, flatten_dict
 from data_prep.errors import ConfigError, Problem
 from model.config import LossConfig, ModelConfig, TowerConfig
+from pipeline.checkpoint.config import CheckpointConfig
 from pipeline.data.config import DataConfig
+from pipeline.engine.config import EngineConfig, OptimConfig, UnfreezeConfig
+from pipeline.evaluation.config import EvaluationConfig
+from pipeline.finetune.config import EarlyStopConfig, LoraConfig
+from pipeline.healing.config import HealingConfig
 from pipeline.section import Section
+from pipeline.tracking.config import TrackingConfig
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -25,55 +32,52 @@ class BatchConfig(Section):
     micro_size: int = Field(32, ge=1, description="samples per rank and forward pass")
 
 
-class OptimConfig(Section):
-    name: Literal["adamw", "adamw_8bit"] = Field("adamw_8bit", description="optimizer")
-    lr: float = Field(1e-3, gt=0, description="peak learning rate")
-    warmup_steps: int = Field(20, ge=0, description="steps of linear warm-up")
-    schedule: Literal["cosine", "constant"] = Field("cosine", description="after the warm-up")
-    weight_decay: float = Field(0.1, ge=0, description="on matrices outside the resampler only")
-    beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment")
-    beta2: float = Field(0.98, ge=0, lt=1, description="decay of the second moment")
-    clip_norm: float = Field(1.0, gt=0, description="largest global gradient norm")
-
-
 class TrainConfig(Section):
     steps: int = Field(100, ge=1, description="optimizer steps")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 where the hardware multiplies bf16 matrices, else fp32"
     )
     activation_checkpointing: bool = Field(
         False, description="compute activations again in backward instead of keeping them"
+    )
+    start_from: str | None = Field(
+        None,
+        description="checkpoint whose weights a new run begins with: a preset, a YAML file, or the folder "
+        "or URL of a checkpoint or a run",
+    )
+    trainable: Literal["all", "gates", "lora"] = Field(
+        "all", description="the parts between the towers; their gates alone; or adapters alone"
+    )
+    lora: LoraConfig = Field(
+        default_factory=LoraConfig, description="adapters, where trainable=lora"
+    )
+    early_stop: EarlyStopConfig | None = Field(
+        None, description="ends the run when a held-out figure gets no better; null: never"
+    )
+    unfreeze: list[UnfreezeConfig] = Field(
+        default_factory=list, description="parts of the towers that are trained later"
     )
     log_every_steps: int = Field(10, ge=1, description="steps between two points of the curves")
     validate_every_steps: int = Field(100, ge=1, description="steps between two held-out losses")
     validate_samples: int = Field(256, ge=1, description="held-out samples per validation")
 
 
-class EngineConfig(Section):
-    strategy: str = Field("zero2", description="name of a file in deepspeed_configs/")
-    expert_parallel: int = Field(1, ge=1, description="ranks over which the experts are divided")
+class IngestRunConfig(Section):
+    """A file that holds an ingest and no training."""
 
-
-class CheckpointConfig(Section):
-    every_steps: int = Field(500, ge=1, description="steps between two checkpoints")
-    keep_last: int = Field(2, ge=1, description="complete checkpoints kept")
-
-
-class TrackingConfig(Section):
-    uri: str = Field("sqlite:///{root}/mlflow.db", description="MLflow tracking URI; empty: none")
-    experiment: str = Field("roseate", description="MLflow experiment")
-
-
-class EvaluationConfig(Section):
-    max_samples: int = Field(256, ge=1, description="held-out samples captioned")
-    max_new_tokens: int = Field(24, ge=1, description="tokens generated per caption")
-    attributes: Literal["scenes"] | None = Field(
-        None, description="grammar by which captions are compared attribute by attribute"
+    root: str = Field(
+        "runs", description="folder of the experiment; `{root}` in other values means this"
     )
-    pictures: int = Field(16, ge=0, description="held-out pictures with captions sent to MLflow")
+    name: str = Field("ingest", description="this run")
+    ingest: IngestConfig
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
 
 
-class RunConfig(Section):
+AnyConfig = TypeVar("AnyConfig", bound=IngestRunConfig)
+AnySection = TypeVar("AnySection", bound=BaseModel)
+
+
+class RunConfig(IngestRunConfig):
     """Everything a person decides about a run."""
 
     root: str = Field(description="folder of the experiment; `{root}` in other values means this")
@@ -82,7 +86,6 @@ class RunConfig(Section):
     objective: Literal["flamingo", "contrastive", "language"] = Field(
         "flamingo", description="what is trained: the Flamingo, its image tower or language tower"
     )
-    ingest: IngestConfig
     data: DataConfig
     model: ModelConfig
     tower: TowerConfig = Field(default_factory=TowerConfig)
@@ -92,7 +95,7 @@ class RunConfig(Section):
     train: TrainConfig = Field(default_factory=TrainConfig)
     engine: EngineConfig = Field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
-    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+    healing: HealingConfig = Field(default_factory=HealingConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
 
     @property
@@ -110,7 +113,30 @@ def load_config(name: str, overrides: list[str] | tuple[str, ...] = ()) -> RunCo
     Raises:
         ConfigError: with every mistake found in file and overrides.
     """
+    return _load(_read(name), overrides, RunConfig)
+
+
+def load_ingest_config(name: str, overrides: list[str] | tuple[str, ...] = ()) -> IngestRunConfig:
+    """As `load_config`; also of a file that holds no training.
+
+    Raises:
+        ConfigError: with every mistake found in file and overrides.
+    """
     values = _read(name)
+    trains = not {"data", "model"}.isdisjoint(values)
+    return _load(values, overrides, RunConfig if trains else IngestRunConfig)
+
+
+def config_of(values: dict, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+    """The configuration that a checkpoint was trained with, plus overrides.
+
+    Raises:
+        ConfigError: with every mistake found in both.
+    """
+    return _load(copy.deepcopy(values), overrides, RunConfig)
+
+
+def _load(values: dict, overrides: list[str] | tuple[str, ...], kind: type[AnyConfig]) -> AnyConfig:
     problems = []
     for text in overrides:
         key, sign, value = text.partition("=")
@@ -130,7 +156,7 @@ def load_config(name: str, overrides: list[str] | tuple[str, ...] = ()) -> RunCo
                 Problem(key, value, "no such place in the configuration", _suggest(key.split(".")))
             )
     try:
-        config = RunConfig.model_validate(values)
+        config = kind.model_validate(values)
     except ValidationError as error:
         problems += [_as_problem(e) for e in error.errors()]
         raise ConfigError(problems) from None
@@ -140,19 +166,24 @@ def load_config(name: str, overrides: list[str] | tuple[str, ...] = ()) -> RunCo
     filled = _substitute(
         config.model_dump(by_alias=True), "{root}", os.path.expanduser(config.root)
     )
-    return RunConfig.model_validate(filled)
+    return kind.model_validate(filled)
 
 
-def flatten(value: BaseModel | dict, prefix: str = "") -> dict[str, object]:
+def check_section(kind: type[AnySection], values: dict) -> AnySection:
+    """A section out of what a command was given.
+
+    Raises:
+        ConfigError: with every mistake found.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError([_as_problem(e) for e in error.errors()]) from None
+
+
+def flatten(value: BaseModel | dict) -> dict[str, object]:
     """Dotted name -> value of every leaf; the names used in YAML, overrides and MLflow."""
-    data = value.model_dump(by_alias=True) if isinstance(value, BaseModel) else value
-    flat: dict[str, object] = {}
-    for key, item in data.items():
-        if isinstance(item, dict):
-            flat.update(flatten(item, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = item
-    return flat
+    return flatten_dict(value.model_dump(by_alias=True) if isinstance(value, BaseModel) else value)
 
 
 def _read(name: str) -> dict:

@@ -33,7 +33,7 @@ def flamingo_text(config: RunConfig) -> TextFormat:
 
 
 def flamingo_image(config: RunConfig, vision) -> ImageFormat:
-    """Images for an encoder, a `model.vision.VisionEncoder` with or without weights."""
+    """Images for an encoder, a `model.vision_encoder.VisionEncoder` with or without weights."""
     return ImageFormat(vision.image_size, tuple(vision.mean), tuple(vision.std), config.data.image)
 
 

@@ -2,19 +2,13 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 
-SECONDS_TO_TELL = 10.0
+from data_prep.ports import held_port
 
-
-def free_port() -> int:
-    """A port nobody listens on, on loopback."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+SECONDS_TO_TELL = 30.0
 
 
 def run_group(arguments: list[str], processes: int) -> int:
@@ -24,11 +18,16 @@ def run_group(arguments: list[str], processes: int) -> int:
     only after some seconds, since most mistakes stop all of them and the first rank tells which.
     SIGTERM and SIGUSR1 are passed on to all, so that they stop together.
     """
+    with held_port() as port:  # rank 0 listens on it only after seconds of imports
+        return _run(arguments, processes, port)
+
+
+def _run(arguments: list[str], processes: int, port: int) -> int:
     threads = str(max(1, (os.cpu_count() or 1) // processes))
     common = {
         "WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
+        "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
     }
     group = [

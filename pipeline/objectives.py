@@ -1,8 +1,9 @@
 """What is trained: a model, the loss of a batch, and what is left behind at the end. The loop knows no more.
 
-`loss` returns the number to differentiate. Token losses are sums divided by the global number of target
-tokens, so that any split of a batch into ranks and micro-steps gives the same gradient (DeepSpeed averages
-over ranks and micro-steps, hence the factor).
+`loss` returns the number to differentiate, and what to report: tensors left on their device, of which the
+loop takes the sum over micro-steps and ranks. Token losses are
+sums divided by the global number of target tokens, so that any split of a batch into ranks and micro-steps
+gives the same gradient (DeepSpeed averages over ranks and micro-steps, hence the factor).
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from model.identity import frozen_identity
 from model.language import build_language
 from pipeline.config import RunConfig
 from pipeline.data.batch import Batch
+from pipeline.data.text import IGNORE
 from pipeline.formats import (
     flamingo_features,
     flamingo_image,
@@ -69,6 +71,7 @@ class FlamingoObjective:
         self.features = flamingo_features(config, self.frozen["model.vision.path"], self.image)
         if config.train.activation_checkpointing:
             self.model.checkpoint_activations()
+        self._sources = list(config.data.sources)
         self._experts = config.model.experts
         self._weights = config.loss
 
@@ -81,18 +84,27 @@ class FlamingoObjective:
             + self._experts.z_loss_weight * output.z_loss
         )
         report = {
-            "loss_sum": output.loss_sum.item(),
-            "load_balance_loss": output.load_balance_loss.item(),
-            "z_loss": output.z_loss.item(),
+            "loss_sum": output.loss_sum.detach(),
+            "source_losses": self._source_losses(output.token_losses, batch),
+            "load_balance_loss": output.load_balance_loss.detach(),
+            "z_loss": output.z_loss.detach(),
         }
         if output.language_loss_sum is not None:
             loss = loss + weights.language * share * output.language_loss_sum
-            report["language_loss"] = share * output.language_loss_sum.item()
+            report["language_loss"] = share * output.language_loss_sum.detach()
         if output.contrastive_loss is not None:
             loss = loss + weights.contrastive * output.contrastive_loss
-            report["contrastive_loss"] = output.contrastive_loss.item()
-            report["contrastive_top1"] = output.contrastive_accuracy.item()
+            report["contrastive_loss"] = output.contrastive_loss.detach()
+            report["contrastive_top1"] = output.contrastive_accuracy.detach()
         return loss + router, report
+
+    def _source_losses(self, token_losses: Tensor, batch: Batch) -> Tensor:
+        """``[S, 2]``: summed caption loss and target tokens of every source."""
+        sources = batch.token_sources(self._sources)[:, 1:].flatten()
+        targets = batch.labels[:, 1:].flatten() != IGNORE
+        pairs = torch.stack([token_losses.flatten(), targets.to(token_losses.dtype)], dim=1)
+        sums = pairs.new_zeros(len(self._sources) + 1, 2)
+        return sums.index_add(0, sources.to(pairs.device, non_blocking=True), pairs)[:-1]
 
     def finish(self, module: nn.Module) -> None:
         pass
@@ -119,7 +131,7 @@ class LanguageObjective:
         loss_sum = nn.functional.cross_entropy(
             logits[:, :-1].float().flatten(0, 1), batch.labels[:, 1:].flatten(), reduction="sum"
         )
-        return loss_sum * scale.splits / scale.target_tokens, {"loss_sum": loss_sum.item()}
+        return loss_sum * scale.splits / scale.target_tokens, {"loss_sum": loss_sum.detach()}
 
     def finish(self, module: nn.Module) -> None:
         module.save_pretrained(self._folder)
@@ -147,7 +159,10 @@ class ContrastiveObjective:
         output = module(
             batch.media.inputs["image"].data[:, 0], batch.input_ids, batch.attention_mask
         )
-        return output.loss, {"contrastive": output.loss.item(), "top1": output.accuracy.item()}
+        return output.loss, {
+            "contrastive": output.loss.detach(),
+            "top1": output.accuracy.detach(),
+        }
 
     def finish(self, module: nn.Module) -> None:
         module.save_vision(self._folder)

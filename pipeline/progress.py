@@ -23,7 +23,7 @@ class RunProgress:
     def __init__(
         self, name: str, *, total: int, done: int, silent: bool, unit: str = "step"
     ) -> None:
-        self.name, self.total, self.unit, self.note = name, total, unit, ""
+        self.name, self.total, self.unit = name, total, unit
         self._lines = not silent and not sys.stderr.isatty()
         self._began, self._first, self._told = time.monotonic(), done, time.monotonic()
         self._bar = Progress(
@@ -44,16 +44,16 @@ class RunProgress:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def step(self, done: int) -> None:
-        """Steps done so far; `note` may have changed since."""
-        self._bar.update(self._task, completed=done, note=self.note)
+    def step(self, done: int, note: str = "") -> None:
+        """Steps done so far, and what else is to be seen beside them."""
+        self._bar.update(self._task, completed=done, note=note)
         now = time.monotonic()
         if self._lines and (now - self._told >= SECONDS_BETWEEN_LINES or done == self.total):
             self._told = now
             left = (now - self._began) / max(1, done - self._first) * (self.total - done)
             parts = [
                 f"{self.name}: {self.unit} {done}/{self.total}",
-                self.note,
+                note,
                 f"{left:.0f} s left",
             ]
             print(", ".join(filter(None, parts)), file=sys.stderr, flush=True)

@@ -15,9 +15,9 @@ import yaml
 from data_prep.examples.openclipart import OpenClipartWeb, build_openclipart_table
 from data_prep.examples.tables import build_scene_web
 from data_prep.examples.web import SceneWeb
-from data_prep.ray_runner import run_ingest
+from data_prep.ports import free_port
+from pipeline.commands.ingest import ingest
 from pipeline.config import RunConfig, load_config
-from pipeline.launch import free_port
 from pipeline.report import write_report
 
 
@@ -45,7 +45,7 @@ def run_demo(
         )
     _say("fetching them through Ray from a web server on loopback, LAION and CC12M tables")
     with SceneWeb(web, port=port):
-        summary = {"ingest": run_ingest(config.ingest, progress=sys.stderr.isatty())}
+        summary = {"ingest": ingest(config)}
     for preset in ("demo_vision", "demo_language"):
         _say(f"training the {preset.removeprefix('demo_')} tower")
         summary[preset] = _train(preset, overrides, root, processes=2)
@@ -71,7 +71,7 @@ def run_openclipart(overrides: list[str], limit: int | None, processes: int) -> 
         build_openclipart_table(web, f"http://127.0.0.1:{port}", limit=limit)
     _say("fetching the drawings through Ray from nginx on loopback")
     with OpenClipartWeb(web, port=port):
-        summary = {"ingest": run_ingest(config.ingest, progress=sys.stderr.isatty())}
+        summary = {"ingest": ingest(config)}
     _say(f"training the Flamingo: {processes} processes, both towers frozen")
     summary["train"] = _train("openclipart", overrides, root, processes=processes)
     _say("captioning held-out drawings")

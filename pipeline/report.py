@@ -26,19 +26,17 @@ def headline(summary: dict) -> dict:
     found = {f"rows_{name}": source["statuses"] for name, source in sources.items()}
     figures = summary.get("evaluate", {})
     found |= {key: figures[key] for key, _ in FIGURES if key in figures}
-    if "mlflow_run_id" in figures:
-        found["mlflow_run_id"] = figures["mlflow_run_id"]
+    if "train" in summary:
+        found["mlflow_run_id"] = summary["train"]["mlflow_run_id"]
     return found | {"seconds": round(summary["seconds"], 1)}
 
 
-def where_to_look(config: RunConfig) -> list[str]:
+def where_to_look(config: RunConfig, summary: dict) -> list[str]:
     """The paths and commands that a recipe ends with."""
     root = Path(config.root)
-    lines = [
-        f"report     {root / 'report.html'}",
-        f"captions   {config.run_folder / 'samples' / 'captions.png'}",
-        f"summary    {root / 'summary.json'}",
-    ]
+    lines = [f"report     {root / 'report.html'}", f"summary    {root / 'summary.json'}"]
+    if page := summary.get("evaluate", {}).get("page"):
+        lines.append(f"evaluation {page}")
     for name in config.ingest.sources:
         lines.append(f"ingest     {Path(config.ingest.output) / name / 'report.html'}")
     if config.tracking.uri:
@@ -52,13 +50,13 @@ def write_report(config: RunConfig, summary: dict) -> Path:
     parts = [
         "<h2>Held-out samples</h2>",
         _table(_figures(summary.get("evaluate", {}))),
-        _picture(config.run_folder / "samples" / "captions.png"),
+        *_pictures(summary.get("evaluate", {}).get("page")),
         "<h2>Rows</h2>",
         _table(_rows(config, root, summary["ingest"]["sources"])),
         "<h2>Training</h2>",
         _table(_runs(summary)),
         "<h2>Where to look</h2>",
-        f"<pre>{html.escape(chr(10).join(where_to_look(config)))}</pre>",
+        f"<pre>{html.escape(chr(10).join(where_to_look(config, summary)))}</pre>",
     ]
     return write_page(root / "report.html", f"Roseate: {root.name}", parts)
 
@@ -96,8 +94,16 @@ def _table(rows: list[list[str]]) -> str:
     return f"<table>{''.join(lines)}</table>"
 
 
-def _picture(path: Path) -> str:
-    if not path.is_file():
-        return "<p>No captions yet.</p>"
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f"<img style='max-width:100%' src='data:image/png;base64,{data}' alt='captions'>"
+def _pictures(page: str | None) -> list[str]:
+    """The pictures beside the page of an evaluation."""
+    folder = Path(page).parent if page else None
+    names = {"captions.png": "captions", "attention.png": "where it looks for each word"}
+    found = [n for n in names if folder is not None and (folder / n).is_file()]
+    if not found:
+        return ["<p>No captions yet.</p>"]
+    parts = []
+    for name in found:
+        data = base64.b64encode((folder / name).read_bytes()).decode()
+        source = f"data:image/png;base64,{data}"
+        parts.append(f"<p><img style='max-width:100%' src='{source}' alt='{names[name]}'>")
+    return parts

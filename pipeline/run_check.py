@@ -3,10 +3,14 @@
 Imports neither torch nor deepspeed, so that `roseate config check` answers at once.
 """
 
+from data_prep.engines.settings import engine_problems
 from data_prep.errors import ConfigError, Problem
 from pipeline.batch_plan import check_batch
-from pipeline.config import RunConfig
-from pipeline.deepspeed_config import load_strategy
+from pipeline.config import IngestRunConfig, RunConfig
+from pipeline.engine.support import check_engine
+from pipeline.evaluation.check import training_problems
+from pipeline.tracking.secrets import redact
+from pipeline.tracking.server import uri_problem
 
 
 def check_run(config: RunConfig, world_size: int) -> None:
@@ -16,60 +20,7 @@ def check_run(config: RunConfig, world_size: int) -> None:
         ConfigError: with all problems.
     """
     problems = check_batch(config.batch.global_size, config.batch.micro_size, world_size)
-    stage = 0
-    try:
-        strategy = load_strategy(config.engine.strategy)
-        stage = strategy.get("zero_optimization", {}).get("stage", 0)
-    except ConfigError as error:
-        problems += error.problems
-    experts, parallel = config.model.experts, config.engine.expert_parallel
-    has_experts = config.objective == "flamingo" and experts.num_experts > 1
-    if has_experts and experts.backend == "native" and stage == 3:
-        problems.append(
-            Problem(
-                "model.experts.backend",
-                "native",
-                "DeepSpeed's native MoE does not run under ZeRO-3 (engine.strategy="
-                f"{config.engine.strategy})",
-                "set model.experts.backend=stacked, or engine.strategy=zero2",
-            )
-        )
-    if has_experts and experts.backend == "native" and parallel > 1:
-        problems.append(
-            Problem(
-                "engine.expert_parallel",
-                parallel,
-                "expert parallelism runs on stacked experts (DeepSpeed AutoEP)",
-                "set model.experts.backend=stacked, or engine.expert_parallel=1",
-            )
-        )
-    if has_experts and experts.capacity_factor is not None and parallel > 1:
-        problems.append(
-            Problem(
-                "model.experts.capacity_factor",
-                experts.capacity_factor,
-                f"experts divided over ranks (engine.expert_parallel={parallel}) lose no token",
-                "set model.experts.capacity_factor=null, or engine.expert_parallel=1",
-            )
-        )
-    if has_experts and world_size % parallel:
-        problems.append(
-            Problem(
-                "engine.expert_parallel",
-                parallel,
-                f"divides the number of processes ({world_size})",
-                "choose a divisor, e.g. engine.expert_parallel=1",
-            )
-        )
-    if has_experts and experts.num_experts % parallel:
-        problems.append(
-            Problem(
-                "engine.expert_parallel",
-                parallel,
-                f"divides model.experts.num_experts={experts.num_experts}",
-                "choose a divisor, e.g. engine.expert_parallel=1",
-            )
-        )
+    problems += check_engine(config, world_size)
     if config.objective == "contrastive" and config.batch.global_size != (
         config.batch.micro_size * world_size
     ):
@@ -82,8 +33,55 @@ def check_run(config: RunConfig, world_size: int) -> None:
             )
         )
     problems += check_data(config, world_size) + check_features(config)
+    problems += engine_problems(config.ingest) + check_tracking(config) + check_finetune(config)
+    problems += training_problems(config)
     if problems:
         raise ConfigError(problems)
+
+
+def check_ingest(config: IngestRunConfig) -> None:
+    """Refuse, before anything starts, an ingest that its engine cannot do.
+
+    Raises:
+        ConfigError: with all problems.
+    """
+    if problems := engine_problems(config.ingest) + check_tracking(config):
+        raise ConfigError(problems)
+
+
+def check_finetune(config: RunConfig) -> list[Problem]:
+    """What does not go together in section `train` where only a part is trained."""
+    train, problems = config.train, []
+    if train.trainable != "all":
+        if config.engine.expert_parallel > 1:
+            rule = f"is 1 where train.trainable={train.trainable}: divided experts are all trained"
+            key = "engine.expert_parallel"
+            problems.append(Problem(key, config.engine.expert_parallel, rule, f"set {key}=1"))
+        if train.unfreeze:
+            rule = f"is empty where train.trainable={train.trainable}"
+            told = f"{len(train.unfreeze)} entries"
+            problems.append(Problem("train.unfreeze", told, rule, "leave one of the two out"))
+        if train.start_from is None:
+            rule = f"is set where train.trainable={train.trainable}: the rest is not trained at all"
+            remedy = "name a trained run, e.g. train.start_from=runs/demo/flamingo"
+            problems.append(Problem("train.start_from", None, rule, remedy))
+    if train.early_stop and train.early_stop.metric != "held_out_loss":
+        suites = {f"evaluation/{suite}/" for suite in config.evaluation.suites}
+        known = train.early_stop.metric.startswith(tuple(suites))
+        if not known or not config.evaluation.every_steps:
+            rule = "is held_out_loss, or evaluation/{suite}/{figure} of evaluation.suites, every_steps set"
+            remedy = f"suites: {', '.join(config.evaluation.suites)}"
+            key = "train.early_stop.metric"
+            problems.append(Problem(key, train.early_stop.metric, rule, remedy))
+    return problems
+
+
+def check_tracking(config: IngestRunConfig) -> list[Problem]:
+    """A tracking URI that cannot be one; no server is asked."""
+    uri = config.tracking.uri
+    if not uri or (broken := uri_problem(uri)) is None:
+        return []
+    return [Problem("tracking.uri", redact(uri), *broken)]
 
 
 def check_data(config: RunConfig, world_size: int) -> list[Problem]:

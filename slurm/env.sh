@@ -4,9 +4,20 @@
 #
 # In:  ROSEATE_HOME, the checkout (set by the batch script).
 
-# The interpreter. Where the environment comes from modules or conda, activate it here instead and
-# set ROSEATE_PYTHON=$(command -v python).
-export ROSEATE_PYTHON=${ROSEATE_PYTHON:-$ROSEATE_HOME/.venv/bin/python}
+# The container of all tasks; empty: none. A .sif file, or a docker:// or oras:// address where
+# apptainer is on PATH, runs in `apptainer exec`; all else is the image of pyxis
+# (srun --container-image). The checkout, the folders below and the one you submit from are mounted;
+# name those of data, towers and runs elsewhere, as /path or /path:/inside, separated by commas.
+export ROSEATE_CONTAINER=${ROSEATE_CONTAINER:-}
+export ROSEATE_CONTAINER_MOUNTS=${ROSEATE_CONTAINER_MOUNTS:-}
+
+# The interpreter: of the container, where there is one. Where the environment comes from modules or
+# conda, activate it here instead and set ROSEATE_PYTHON=$(command -v python).
+if [[ -n $ROSEATE_CONTAINER ]]; then
+  export ROSEATE_PYTHON=${ROSEATE_PYTHON:-python3}
+else
+  export ROSEATE_PYTHON=${ROSEATE_PYTHON:-$ROSEATE_HOME/.venv/bin/python}
+fi
 
 # A folder that every node sees (job state: stop file, Ray token, Ray logs).
 export ROSEATE_JOBS=${ROSEATE_JOBS:-$SLURM_SUBMIT_DIR/runs/slurm}

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # URL tables to dataset folders, by a Ray cluster that lives as long as this job:
 #   sbatch slurm/ingest.sh CONFIG [section.key=value ...]
+#   sbatch --array=0-2 slurm/ingest.sh CONFIG ...          three sources, a job and a Ray cluster each
 # Options of sbatch overrule this header. Committed shards stay: a killed job is simply submitted again.
 #SBATCH --job-name=ingest
 #SBATCH --nodes=2
@@ -23,6 +24,20 @@ fi
 source "$ROSEATE_HOME/slurm/job.sh"
 start_job
 (($# > 0)) || fail "which run? sbatch slurm/ingest.sh CONFIG [section.key=value ...]"
+
+only=()
+if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then
+  take_config "$@"
+  mapfile -t sources < <(
+    list_sources run_here "$ROSEATE_PYTHON" -m pipeline config show "${config_arguments[@]}"
+  )
+  ((${#sources[@]} > 0)) || fail "no sources to divide among the array's jobs, see the mistakes above"
+  ((SLURM_ARRAY_TASK_ID < ${#sources[@]})) ||
+    fail "--array: job $SLURM_ARRAY_TASK_ID of the array has no source, there are ${#sources[@]}:" \
+      "submit with --array=0-$((${#sources[@]} - 1))"
+  only=(--only "${sources[SLURM_ARRAY_TASK_ID]}")
+  say "source ${sources[SLURM_ARRAY_TASK_ID]}, number $SLURM_ARRAY_TASK_ID of ingest.sources"
+fi
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 address=$(node_address "${nodes[0]}")
@@ -47,7 +62,7 @@ worker_steps=()
 ray_node() { # ray_node NODE ARGUMENT...: one Ray node, which lives as long as its srun
   # Worker ports are left to the system, so that several SLURM nodes can live on one host. Tasks
   # write files and return a few numbers: the object store stays small.
-  exec srun --nodes=1 --ntasks=1 --nodelist="$1" --overlap \
+  run_step --nodes=1 --ntasks=1 --nodelist="$1" --overlap -- \
     "$ROSEATE_PYTHON" -m ray.scripts.scripts start "${@:2}" --block --disable-usage-stats \
     --num-cpus="$SRUN_CPUS_PER_TASK" --object-store-memory=150000000 \
     --min-worker-port=0 --max-worker-port=0 >>"$job_folder/ray-$1.log" 2>&1
@@ -91,7 +106,7 @@ for node in "${nodes[@]:1}"; do
 done
 
 joined=0
-"$ROSEATE_PYTHON" - "$address:$port" "${#nodes[@]}" <<'PYTHON' || joined=$?
+(run_here "$ROSEATE_PYTHON" - "$address:$port" "${#nodes[@]}") <<'PYTHON' || joined=$?
 import sys
 import time
 
@@ -110,13 +125,13 @@ say "all ${#nodes[@]} Ray nodes joined"
 
 code=0
 if [[ -z $stop_requested ]]; then
-  "$ROSEATE_PYTHON" -m pipeline ingest "$@" "ingest.ray.address=$address:$port" &
+  run_here "$ROSEATE_PYTHON" -m pipeline ingest "$@" "${only[@]}" "ingest.ray.address=$address:$port" &
   driver=$!
   wait_through_signals "$driver" || code=$?
   say "ingest ended with exit code $code"
 fi
 stop_ray
 if [[ -n $stop_requested ]] && { [[ -z $driver ]] || ((code != 0)); }; then
-  requeue_or_exit
+  requeue_or_exit "stopped early"
 fi
 exit "$code"

@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.errors import ConfigError, Problem
-from data_prep.examples.web import LOOPBACK, free_port, stop, wait_until_answers
+from data_prep.examples.web import stop, wait_until_answers
+from data_prep.ports import LOOPBACK, free_port
 
 CLIPART = Path("/usr/share/openclipart")
 NGINX = Path("/usr/sbin/nginx")

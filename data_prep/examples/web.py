@@ -3,25 +3,29 @@
     python -m data_prep.examples.web FOLDER --port 8123
 
 The first part of the path says what happens: /dead/... is not there, /html/... is a web page,
-/slow/... drips its body, /redirect/... points on to the file, anything else is the file itself.
+/slow/... drips its body, /redirect/... points on to the file, /flaky/... fails the first two times it
+is asked for, anything else is the file itself.
 """
 
 import argparse
 import asyncio
 import os
-import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from pathlib import Path
 from urllib.parse import quote
 
 from aiohttp import web
 
-LOOPBACK = "127.0.0.1"
+from data_prep.ports import LOOPBACK, free_port
+from data_prep.python_path import python_path
+
 SLOW_SECONDS = 1.5  # of a whole body under /slow/
+FLAKY_FAILURES = 2  # of a file under /flaky/
 _START_SECONDS = 30.0
 
 
@@ -58,6 +62,14 @@ def make_app(folder: Path) -> web.Application:
             await response.write(body[start : start + piece])
         return response
 
+    asked: Counter = Counter()
+
+    async def flaky(request: web.Request) -> web.StreamResponse:
+        asked[request.path_qs] += 1
+        if asked[request.path_qs] <= FLAKY_FAILURES:
+            raise web.HTTPServiceUnavailable()
+        return web.FileResponse(find(request))
+
     async def plain(request: web.Request) -> web.StreamResponse:
         return web.FileResponse(find(request))
 
@@ -69,16 +81,10 @@ def make_app(folder: Path) -> web.Application:
     app.router.add_get("/dead/{path:.*}", dead)
     app.router.add_get("/html/{path:.*}", html)
     app.router.add_get("/slow/{path:.*}", slow)
+    app.router.add_get("/flaky/{path:.*}", flaky)
     app.router.add_get("/redirect/{path:.*}", redirect)
     app.router.add_get("/{path:.*}", plain)
     return app
-
-
-def free_port() -> int:
-    """A TCP port of the loopback that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return probe.getsockname()[1]
 
 
 def wait_until_answers(
@@ -127,13 +133,10 @@ class SceneWeb:
         self._process: subprocess.Popen | None = None
 
     def __enter__(self) -> "SceneWeb":
-        # The child must find this package however the parent found it.
-        root = str(Path(__file__).resolve().parents[2])
-        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "data_prep.examples.web", str(self.folder)]
             + ["--port", str(self.port)],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+            env=os.environ | {"PYTHONPATH": python_path()},
             stdout=subprocess.DEVNULL,
             stdin=subprocess.DEVNULL,
         )

@@ -61,6 +61,8 @@ class Batch:
         labels: int64 (B, T), the token itself where it is predicted, `IGNORE` elsewhere.
         documents: int64 (B, T), number of the sample within its row, -1 on padding; None where
             every row is one sample. Samples of one row do not see each other.
+        samples: int64 (B, T), number of each token's sample as in `keys`, -1 on padding; stays on
+            the host.
         keys: where each sample came from, "source/key", in the order of the global order's slice.
         texts: the captions.
         positions: of each sample in the global order.
@@ -74,6 +76,7 @@ class Batch:
     attention_mask: Tensor
     labels: Tensor
     documents: Tensor | None
+    samples: Tensor
     keys: list[str]
     texts: list[str]
     positions: list[int]
@@ -83,9 +86,25 @@ class Batch:
     black: Tensor | None = None
 
     @property
+    def num_tokens(self) -> int:
+        """Tokens that are no padding."""
+        return int((self.samples >= 0).sum())
+
+    @property
+    def num_images(self) -> int:
+        """Images that stand in a row."""
+        return int((self.media.slots >= 0).sum())
+
+    @property
     def num_target_tokens(self) -> int:
         """Tokens that carry loss, after the shift by one."""
         return int((self.labels[:, 1:] != IGNORE).sum())
+
+    def token_sources(self, names: list[str]) -> Tensor:
+        """int64 (B, T), place in `names` of each token's source; ``len(names)`` where it is not there."""
+        places = {name: place for place, name in enumerate(names)}
+        of_sample = [places.get(key.partition("/")[0], len(names)) for key in self.keys]
+        return torch.tensor([*of_sample, len(names)])[self.samples]
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Batch":
         """Move to a device; images become normalised floats there, a quarter of the bytes moved."""
@@ -180,7 +199,7 @@ def collate(
     slots_in_row = [sum(samples[i].encoded.num_images for i in row) for row in rows]
     input_ids = np.full((len(rows), width), pad_id)
     labels = np.full((len(rows), width), IGNORE)
-    documents = np.full((len(rows), width), -1)
+    documents, numbers = (np.full((len(rows), width), -1) for _ in range(2))
     slots = np.full((len(rows), max(1, *slots_in_row)), -1)
     images: list[np.ndarray] = []
     for r, row in enumerate(rows):
@@ -188,7 +207,7 @@ def collate(
         for number, i in enumerate(row):
             encoded, end = samples[i].encoded, at + lengths[i]
             input_ids[r, at:end], labels[r, at:end] = encoded.ids, encoded.labels
-            documents[r, at:end] = number
+            documents[r, at:end], numbers[r, at:end] = number, i
             slots[r, slot : slot + encoded.num_images] = range(
                 len(images), len(images) + encoded.num_images
             )
@@ -206,6 +225,7 @@ def collate(
         attention_mask=documents_tensor >= 0,
         labels=torch.from_numpy(labels),
         documents=None if pack_tokens is None else documents_tensor,
+        samples=torch.from_numpy(numbers),
         keys=[sample.key for sample in samples],
         texts=[sample.text for sample in samples],
         positions=[sample.position for sample in samples],

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.section import Section
 
@@ -106,6 +106,13 @@ class DataConfig(Section):
     prefetch_batches: int = Field(4, ge=1, description="micro-batches ready per worker")
     budget: BudgetConfig = Field(default_factory=BudgetConfig)
     remote: RemoteConfig = Field(default_factory=RemoteConfig)
+
+    @field_validator("sources")
+    @classmethod
+    def _names(cls, value: dict[str, MixtureSource]) -> dict[str, MixtureSource]:
+        if bad := [name for name in value if "/" in name]:
+            raise ValueError(f"a source's name has no slash, unlike {', '.join(bad)}")
+        return value
 
     @model_validator(mode="after")
     def _rows(self) -> "DataConfig":

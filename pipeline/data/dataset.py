@@ -11,7 +11,7 @@ from data_prep.bitmap import Bitmap, read_bitmap
 from data_prep.errors import ConfigError, Problem
 from data_prep.schema import INDEX_DTYPE, canonical_hash, load_manifest
 from data_prep.storage import Folder, write_file
-from data_prep.tar_members import sample_parts
+from data_prep.tar_members import Prompt, sample_parts
 from pipeline.data.recent import Recent, files_at_once
 from pipeline.data.remote import RemoteShards, locked
 
@@ -38,8 +38,9 @@ class RawSample:
 
     @property
     def text(self) -> str:
-        """All texts."""
-        return " ".join(part for part in self.parts if isinstance(part, str))
+        """All texts, prompts left out."""
+        texts = (p for p in self.parts if isinstance(p, str) and not isinstance(p, Prompt))
+        return " ".join(texts)
 
 
 class UnusableSampleError(ValueError):

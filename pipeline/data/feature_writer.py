@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.image import DECODE_ERRORS
+from data_prep.image.formats import DECODE_ERRORS
 from pipeline.data.dataset import Dataset, UnusableSampleError
 from pipeline.data.features import (
     FEATURE_DTYPE,

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from data_prep.image import FORMATS, rgb_on_white
+from data_prep.image.formats import FORMATS
+from data_prep.image.pixels import rgb_on_white
 from pipeline.data.config import ImageInputConfig
 from pipeline.data.permutation import hash_key
 
@@ -35,7 +36,7 @@ class ImageFormat:
             draw: random numbers of this image, in training; None for none.
 
         Raises:
-            one of `data_prep.image.DECODE_ERRORS`: it is no image, cut off, or far too large.
+            one of `data_prep.image.formats.DECODE_ERRORS`: it is no image, cut off, or far too large.
         """
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         if self.config.fit != "pad":

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from data_prep.errors import DataBudgetError
-from data_prep.image import DECODE_ERRORS
+from data_prep.image.formats import DECODE_ERRORS
 from pipeline.data.batch import Replacement, Sample
 from pipeline.data.dataset import Dataset, RawSample, UnusableSampleError
 from pipeline.data.features import FeatureCache

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from data_prep.tar_members import Prompt
 from model.tokens import TokenIds
 
 IGNORE = -100
@@ -28,17 +29,23 @@ class Encoded:
         return sum(label != IGNORE for label in self.labels[1:])
 
 
+def _is_prompted(parts: list[bytes | str]) -> bool:
+    """An image, a prompt and a text."""
+    return len(parts) == 3 and isinstance(parts[0], bytes) and isinstance(parts[1], Prompt)
+
+
 @dataclass(frozen=True)
 class TextFormat:
     """How a sample becomes tokens.
 
         pair         <s> <image> caption <|endofchunk|> </s>
+        prompted     <s> <image> prompt answer <|endofchunk|> </s>
         interleaved  <s> text <image> text <|endofchunk|> <image> text <|endofchunk|> </s>
 
     Targets are the texts behind an image, the ends of their chunks, and the end of a pair. No targets
-    are marks of images, what stands before the first image, and the end of an interleaved document,
-    which was cut out of a longer page. Where the text stands alone, `</s>` ends it and all of it is a
-    target.
+    are marks of images, prompts (`data_prep.tar_members.Prompt`), what stands before the first image,
+    and the end of an interleaved document, which was cut out of a longer page. Where the text stands
+    alone, `</s>` ends it and all of it is a target.
 
     Attributes:
         tokenizer: a transformers tokenizer.
@@ -81,6 +88,7 @@ class TextFormat:
     def encode(self, documents: list[list[bytes | str]]) -> list[Encoded]:
         """Tokens of samples, given as their images and texts in reading order."""
         texts = [part for parts in documents for part in parts if isinstance(part, str)]
+        prompted = [_is_prompted(parts) for parts in documents]
         bodies = iter(self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [])
         # A caption from the web may spell the marks; it must neither ask for an image nor end itself.
         marks = set() if self.token_ids is None else set(self.token_ids.ordered)
@@ -91,7 +99,15 @@ class TextFormat:
                 return None
             return [token for token in next(bodies) if token not in marks]
 
-        return [self._lay_out([body(part) for part in parts]) for parts in documents]
+        laid_out = []
+        for parts, has_prompt in zip(documents, prompted, strict=True):
+            tokens = [body(part) for part in parts]
+            if has_prompt and self.token_ids is not None:
+                _, prompt, text = tokens
+                laid_out.append(self._captioned([*self.prompt, *prompt], text))
+            else:
+                laid_out.append(self._lay_out(tokens))
+        return laid_out
 
     def _lay_out(self, parts: list[list[int] | None]) -> Encoded:
         """One document; None stands for an image."""
@@ -124,6 +140,10 @@ class TextFormat:
         room = self.max_tokens - len(prompt) - len(self.end_ids)
         body = [*text[:room], *self.end_ids]
         num_images = 0 if self.token_ids is None else 1
+        if room < 0:
+            # Nothing of the answer fits: there is nothing to learn, and the sample is passed over.
+            cut = prompt[: self.max_tokens]
+            return Encoded(cut, [IGNORE] * len(cut), num_images)
         return Encoded([*prompt, *body], [IGNORE] * len(prompt) + body, num_images)
 
     def decode(self, ids: list[int]) -> str:

@@ -3,10 +3,12 @@
 #   mini_slurm.sh up DIR       start munged, slurmctld and slurmd n1, n2; then export SLURM_CONF=DIR/slurm.conf
 #   mini_slurm.sh down DIR     stop exactly the processes that `up` started
 #   mini_slurm.sh status DIR
-# Environment: MINI_SLURM_PORT (17000) first of three ports, MINI_SLURM_CPUS (2) CPUs per node.
+#   mini_slurm.sh start DIR NODE    start the slurmd of a node again, after a test killed it
+# Environment: MINI_SLURM_PORT (17000) first of three ports, MINI_SLURM_CPUS (2) CPUs per node,
+# MINI_SLURM_KILL_WAIT (5) seconds between TERM and KILL; SLURM's own default is 30.
 set -euo pipefail
 
-command=${1:?up, down or status}
+command=${1:?up, down, start or status}
 folder=${2:?a folder}
 port=${MINI_SLURM_PORT:-17000}
 cpus=${MINI_SLURM_CPUS:-2}
@@ -53,10 +55,10 @@ SchedulerParameters=bf_interval=2,sched_interval=2,batch_sched_delay=0,sched_min
 SlurmdParameters=config_overrides
 ReturnToService=2
 JobRequeue=1
-KillWait=5
+KillWait=${MINI_SLURM_KILL_WAIT:-5}
 MinJobAge=3600
 SlurmctldTimeout=30
-SlurmdTimeout=30
+SlurmdTimeout=15
 MessageTimeout=20
 PropagateResourceLimits=NONE
 NodeName=n[1-2] NodeHostname=$host NodeAddr=127.0.0.1 Port=[$((port + 1))-$((port + 2))] CPUs=$cpus Sockets=1 CoresPerSocket=$cpus ThreadsPerCore=1 RealMemory=1000 State=UNKNOWN
@@ -102,6 +104,7 @@ down() {
 case $command in
   up) up ;;
   down) down ;;
+  start) slurmd -N "${3:?n1 or n2}" ;;
   status) sinfo -N -l && squeue -l ;;
-  *) echo "mini_slurm: up, down or status, not $command" >&2; exit 1 ;;
+  *) echo "mini_slurm: up, down, start or status, not $command" >&2; exit 1 ;;
 esac

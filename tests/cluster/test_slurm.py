@@ -2,7 +2,6 @@
 
 import json
 import re
-import sqlite3
 import time
 from pathlib import Path
 
@@ -11,34 +10,10 @@ import pytest
 from data_prep.examples.tables import build_scene_web
 from data_prep.examples.web import SceneWeb
 from data_prep.schema import load_manifest
-from tests.helpers.dataset import write_scenes
-from tests.helpers.tiny import OVERRIDES, write_towers
+from tests.helpers.stored_runs import run_ids, stored_run
+from tests.helpers.tiny import OVERRIDES
 
 pytestmark = pytest.mark.cluster
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """An experiment with towers and datasets; runs in it need names of their own."""
-    folder = tmp_path_factory.mktemp("experiment")
-    write_towers(folder)
-    for name in ("laion", "cc12m"):
-        write_scenes(folder / "data" / name, 40)
-    write_scenes(folder / "data" / "held_out", 24, held_out=True)
-    return folder
-
-
-def run_ids(log: str) -> list[str]:
-    return re.findall(r"MLflow run (\w{32}) ", log)
-
-
-def stored_run(root: Path, run_id: str) -> tuple[str, list[int]]:
-    """Status of a run in the SQLite store, and the steps of its loss, in order."""
-    with sqlite3.connect(root / "mlflow.db") as store:
-        found = store.execute("SELECT status FROM runs WHERE run_uuid = ?", [run_id]).fetchall()
-        assert len(found) == 1, f"run {run_id} is not in {root}/mlflow.db"
-        query = "SELECT step FROM metrics WHERE run_uuid = ? AND key = 'loss' ORDER BY step"
-        return found[0][0], [row[0] for row in store.execute(query, [run_id])]
 
 
 def test_ingest_on_two_nodes(cluster, tmp_path):
@@ -70,8 +45,16 @@ def test_pretrain_and_evaluate(cluster, root):
     assert stored_run(root, run_id) == ("FINISHED", [1, 2, 3, 4, 5, 6])
     assert json.loads((root / "whole" / "summary.json").read_text())["world_size"] == 2
 
-    ended = cluster.wait(cluster.submit("evaluate.sh", *arguments, "evaluation.pictures=1"))
-    assert (ended.state, ended.exit_code) == ("COMPLETED", 0), ended.log
+    figures = []
+    for nodes in (1, 2):
+        told = root / f"evaluated_{nodes}.json"
+        more = ("evaluation.pictures=1", "--json", str(told))
+        job = cluster.submit("evaluate.sh", *arguments, *more, options=(f"--nodes={nodes}",))
+        ended = cluster.wait(job)
+        assert (ended.state, ended.exit_code) == ("COMPLETED", 0), ended.log
+        found = json.loads(told.read_text())
+        figures.append({k: v for k, v in found.items() if isinstance(v, float)})
+    assert figures[0] and figures[1] == pytest.approx(figures[0], rel=1e-9)
 
 
 def test_stop_request_saves_requeues_and_goes_on(cluster, root):

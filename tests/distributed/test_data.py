@@ -8,8 +8,7 @@ import sys
 import pytest
 import torch
 
-from pipeline.checkpoint import find_checkpoint, read_state
-from tests.distributed.test_train import ALONE, train, weights
+from tests.distributed.test_train import ALONE, newest, train, weights
 from tests.helpers.dataset import write_dataset
 from tests.helpers.tiny import OVERRIDES
 
@@ -38,7 +37,7 @@ def test_workers_change_nothing_to_the_bit(tiny_root, plain):
 
 
 def test_the_checkpoint_knows_the_data_in_a_few_hundred_bytes(tiny_root, plain):
-    state = read_state(find_checkpoint(tiny_root / "plain" / "checkpoints"))
+    state = newest(tiny_root, "plain").state
     assert state["data"]["position"] == 6 * 8
     assert len(json.dumps(state["data"])) < 1024
 
@@ -47,7 +46,7 @@ def test_a_run_goes_on_with_another_global_batch_where_it_was_in_the_data(tiny_r
     train(tiny_root, "larger", *SAME, "train.steps=3")
     batch = "batch={global_size: 16, micro_size: 4}"
     summary = train(tiny_root, "larger", *SAME, batch)
-    state = read_state(find_checkpoint(tiny_root / "larger" / "checkpoints"))
+    state = newest(tiny_root, "larger").state
     assert summary["resumed_at"] == 3 and state["data"]["position"] == 3 * 8 + 3 * 16
 
 

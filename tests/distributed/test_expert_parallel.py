@@ -6,12 +6,14 @@ The optimizer is plain gradient descent with a step of 1, so that what the weigh
 import pytest
 import torch
 
-from pipeline import engine as engine_module
 from pipeline.batch_plan import BatchPlan
 from pipeline.data.held_out import HeldOut
-from pipeline.engine import gather_trainable, start_engine
+from pipeline.engine import start as engine_module
+from pipeline.engine.deepspeed_config import zero_stage
+from pipeline.engine.optim import parameter_groups
+from pipeline.engine.start import start_engine
+from pipeline.engine.weights import gather_trainable
 from pipeline.objectives import FlamingoObjective, LossScale
-from pipeline.optim import parameter_groups
 from tests.helpers.processes import run_processes
 from tests.helpers.tiny import tiny_config
 
@@ -20,7 +22,7 @@ pytestmark = pytest.mark.distributed
 SAMPLES = 8
 
 
-def descent(_, module, *, split_experts):
+def descent(_, module, *, split_experts, entries):
     groups = parameter_groups(module, 0.0)
     if split_experts:
         from deepspeed.moe.utils import configure_moe_param_groups
@@ -54,7 +56,7 @@ def one_step(info, root, strategy, expert_parallel):
     engine.step()
     mean = loss.detach() / info.world_size
     torch.distributed.all_reduce(mean)
-    after = gather_trainable(engine)
+    after = gather_trainable(engine, zero_stage(config), info)
     update = {name: (before[name] - value).tolist() for name, value in after.items()}
     return mean.item(), float(engine.get_global_grad_norm()), update if info.is_main else None
 

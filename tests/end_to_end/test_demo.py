@@ -1,13 +1,12 @@
 """The demo made smaller, by the command the README names; then the commands that go on from it."""
 
 import json
-import os
-import subprocess
-import sys
 
 import mlflow
 import pytest
 from PIL import Image
+
+from tests.helpers.command import run
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]
 
@@ -20,21 +19,10 @@ SMALL = (
 )
 
 
-def roseate(*arguments, expect=0):
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == expect, done.stderr[-4000:]
-    return done
-
-
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     root = tmp_path_factory.mktemp("demo")
-    done = roseate("demo", f"root={root}", *SMALL, "--scenes", 300, "--held-out", 40)
+    done = run("demo", f"root={root}", *SMALL, "--scenes", 300, "--held-out", 40)
     return root, done
 
 
@@ -72,21 +60,43 @@ def test_page_shows_figures_rows_and_captions(demo):
 def test_run_is_in_mlflow_with_pictures(demo):
     root, _ = demo
     summary = json.loads((root / "summary.json").read_text())
-    client = mlflow.MlflowClient(f"sqlite:///{root}/mlflow.db")
-    run = client.get_run(summary["train"]["mlflow_run_id"])
-    assert run.info.status == "FINISHED"
-    assert run.data.metrics["held_out_loss_zero_image"] > 0
-    assert run.data.metrics["evaluation/attribute_accuracy"] >= 0
-    names = {f.path for f in client.list_artifacts(run.info.run_id)}
-    wanted = {"captions.png", "captions.json", "summary.json", "config.yaml", "deepspeed.json"}
-    assert wanted <= names
+    database = f"sqlite:///{root}/mlflow.db"
+    client = mlflow.MlflowClient(database, database)
+    trained = client.get_run(summary["train"]["mlflow_run_id"])
+    assert trained.info.status == "FINISHED"
+    assert trained.data.metrics["held_out_loss_zero_image"] > 0
+    names = {f.path for f in client.list_artifacts(trained.info.run_id)}
+    assert {"summary.json", "config.yaml", "deepspeed.json", "events.json"} <= names
+    curves = trained.data.metrics.keys()
+    parts = {"loss/laion", "loss/cc12m", "grad_norm/experts", "gates/block_0/attention", "mfu"}
+    parts |= {"router/block_1/expert_3", "router/block_1/entropy", "tokens_per_second"}
+    assert parts <= curves, parts - curves
+    used = {(d.dataset.name, t.value) for d in trained.inputs.dataset_inputs for t in d.tags}
+    assert used == {("laion", "training"), ("cc12m", "training"), ("held_out", "validation")}
+    version = client.get_model_version_by_alias("demo.flamingo", "newest")
+    assert version.run_id == trained.info.run_id
+    assert version.tags["roseate.url"].endswith("checkpoints/step_000008")
+    below = client.get_run(summary["evaluate"]["mlflow_run_id"])
+    assert below.data.tags["mlflow.parentRunId"] == trained.info.run_id
+    assert below.data.metrics["evaluation/captioning/attribute_accuracy"] >= 0
+    kept = {f.path for f in client.list_artifacts(below.info.run_id, "evaluation/step_000008")}
+    pictures = {"captions.png", "page.html", "captioning.json"}
+    assert {f"evaluation/step_000008/{name}" for name in pictures} <= kept
+    root_run = client.get_run(trained.data.tags["mlflow.parentRunId"])
+    found = client.search_runs([trained.info.experiment_id])
+    children = {r.info.run_name for r in found if _parent(r) == root_run.info.run_id}
+    assert children == {"ingest", "vision_run", "language_run", "flamingo"}
+
+
+def _parent(run):
+    return run.data.tags.get("mlflow.parentRunId")
 
 
 def test_running_again_redoes_nothing(demo):
     root, first = demo
     kept = ("data/laion/shards/000000.tar", "vision/model.safetensors", "language/config.json")
     before = [(root / name).stat().st_mtime_ns for name in kept]
-    again = roseate("demo", f"root={root}", *SMALL, "--scenes", 300, "--held-out", 40)
+    again = run("demo", f"root={root}", *SMALL, "--scenes", 300, "--held-out", 40)
     assert [(root / name).stat().st_mtime_ns for name in kept] == before
     assert again.stderr.count("trained already") == 3
     one, two = json.loads(first.stdout), json.loads(again.stdout)
@@ -100,14 +110,15 @@ def test_generate_captions_a_file_and_names_a_bad_one(demo, tmp_path):
     good, bad = tmp_path / "good.png", tmp_path / "bad.png"
     Image.new("RGB", (64, 64), "red").save(good)
     bad.write_bytes(b"not an image")
-    done = roseate("generate", "demo", good, f"root={root}", *SMALL)
+    done = run("generate", "demo", good, f"root={root}", *SMALL)
     assert set(json.loads(done.stdout)["captions"]) == {str(good)}
-    assert "can be decoded" in roseate("generate", "demo", bad, f"root={root}", expect=2).stderr
-    missing = roseate("generate", "demo", tmp_path / "no.png", f"root={root}", expect=2)
-    assert "is an image file" in missing.stderr
+    refused = run("generate", "demo", bad, f"root={root}", expect=2).stderr
+    assert f"{bad}" in refused and "rule: is an image (UnidentifiedImageError)\n" in refused
+    missing = run("generate", "demo", tmp_path / "no.png", f"root={root}", expect=2)
+    assert "rule: is a file\n" in missing.stderr
 
 
 def test_evaluate_without_a_checkpoint_is_refused(demo):
     root, _ = demo
-    done = roseate("evaluate", "demo", f"root={root}", "name=nothing", expect=2)
+    done = run("evaluate", "demo", f"root={root}", "name=nothing", expect=2)
     assert "train first" in done.stderr

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch.multiprocessing as mp
 
-from pipeline.launch import free_port
+from data_prep.ports import held_port
 
 
 def run_processes(function: Callable, processes: int, *arguments: object) -> list:
@@ -16,9 +16,13 @@ def run_processes(function: Callable, processes: int, *arguments: object) -> lis
     Raises:
         RuntimeError: with the traceback of the first rank that failed, or its exit code.
     """
+    with held_port() as port:
+        return _run(function, processes, port, arguments)
+
+
+def _run(function: Callable, processes: int, port: int, arguments: tuple) -> list:
     context = mp.get_context("spawn")
     queue = context.SimpleQueue()
-    port = free_port()
     group = [
         context.Process(target=_enter, args=(rank, processes, port, function, arguments, queue))
         for rank in range(processes)

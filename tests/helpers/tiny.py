@@ -22,7 +22,7 @@ def tiny_config(root: Path, *overrides: str) -> RunConfig:
     return load_config("demo", [f"root={root}", *OVERRIDES, *overrides])
 
 
-def write_towers(root: Path) -> None:
+def write_towers(root: Path, *, width: int = 32, layers: int = 2) -> None:
     """A random ViT and a random Llama with a tokenizer, as transformers folders."""
     from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTModel
 
@@ -32,17 +32,17 @@ def write_towers(root: Path) -> None:
     vision = ViTConfig(
         image_size=64,
         patch_size=16,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
         num_attention_heads=2,
     )
     ViTModel(vision, add_pooling_layer=False).save_pretrained(root / "vision")
     language = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         num_key_value_heads=2,
     )

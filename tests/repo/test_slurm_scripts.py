@@ -1,4 +1,4 @@
-"""The batch scripts without SLURM: srun, scontrol and the interpreter are stand-ins that take notes.
+"""The batch scripts without SLURM, see tests/helpers/bench.py.
 
 tests/cluster runs the same scripts on a real SLURM; here are the corners that a real one is slow to show.
 """
@@ -9,106 +9,17 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-SLURM = REPOSITORY / "slurm"
-SCRIPTS = ("ingest.sh", "pretrain.sh", "evaluate.sh")
+from tests.helpers.bench import REPOSITORY, SCONTROL, SLURM, Bench
+
+SCRIPTS = ("ingest.sh", "features.sh", "pretrain.sh", "evaluate.sh")
 HEADER_FLAGS = {
     *("job-name", "nodes", "ntasks-per-node", "cpus-per-task", "time", "signal", "requeue"),
     *("open-mode", "output"),
 }
 ARGUMENTS = ["demo", "name=two words", "model.resampler={depth: 1, num_heads: 2}", "optim.lr=1e-3"]
-
-# Drops its own options and runs the rest, as the one task.
-SRUN = """#!/usr/bin/env bash
-while [[ $1 == --* ]]; do shift; done
-export SLURM_PROCID=0 SLURM_LOCALID=0
-exec "$@"
-"""
-SCONTROL = """#!/usr/bin/env bash
-echo "$*" >>"$NOTES/scontrol.notes"
-case "$1 $2" in
-  "show hostnames") echo n1; [[ $SLURM_NNODES == 1 ]] || echo n2 ;;
-  "show node") echo "NodeName=$3 NodeAddr=127.0.0.1 NodeHostName=$3" ;;
-  "show job") echo "JobId=$3 JobState=$STATE Reason=None" ;;
-esac
-"""
-PYTHON = f"""#!{sys.executable}
-import json, os, signal, socket, sys, time
-arguments = sys.argv[1:]
-names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "RAY_AUTH_MODE")
-seen = {{name: os.environ.get(name) for name in names}}
-with open(os.environ["NOTES"] + "/python.notes", "a") as notes:
-    notes.write(json.dumps([arguments, seen]) + "\\n")
-if arguments[:2] == ["-m", "ray.scripts.scripts"]:
-    listener = socket.socket()
-    for argument in arguments:
-        if argument.startswith("--port="):
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(("127.0.0.1", int(argument.partition("=")[2])))
-            listener.listen()
-    signal.pause()
-if arguments[:1] == ["-"]:  # the script that waits for the Ray nodes
-    while open(os.environ["NOTES"] + "/python.notes").read().count("ray.scripts") < int(arguments[2]):
-        time.sleep(0.05)
-if arguments[:3] == ["-m", "pipeline", "train"] and os.environ.get("STOPS_EARLY"):
-    open(os.environ["ROSEATE_REQUEUE_MARKER"], "w").close()
-codes = json.loads(os.environ.get("CODES", "{{}}"))
-sys.exit(codes.get(arguments[2] if len(arguments) > 2 else "", 0))
-"""
-
-
-class Bench:
-    """A folder with the stand-ins; `run` runs a batch script there."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("python", PYTHON)):
-            (folder / name).write_text(text)
-            (folder / name).chmod(0o755)
-
-    def run(self, script: str, *arguments: str, **environment: str):
-        clean = {
-            k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "ROSEATE", "RAY_"))
-        }
-        clean |= {
-            "PATH": f"{self.folder}:{os.environ['PATH']}",
-            "NOTES": str(self.folder),
-            "STATE": "RUNNING",
-            "ROSEATE_PYTHON": str(self.folder / "python"),
-            "ROSEATE_JOBS": str(self.folder / "jobs"),
-            "SLURM_SUBMIT_DIR": str(REPOSITORY),
-            "SLURM_JOB_ID": str(os.getpid()),
-            "SLURM_JOB_NAME": "bench",
-            "SLURM_JOB_NODELIST": "n[1-2]",
-            "SLURM_NNODES": "2",
-            "SLURM_NTASKS": "2",
-            "SLURM_CPUS_PER_TASK": "1",
-        }
-        # SLURM runs a copy from its spool folder.
-        copy = shutil.copy(SLURM / script, self.folder / "slurm_script")
-        return subprocess.run(
-            ["bash", copy, *arguments],
-            env=clean | environment,
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-
-    def calls(self, *start: str) -> list[tuple[list[str], dict]]:
-        """Arguments after `start` and environment, of every call of the interpreter."""
-        lines = self.folder / "python.notes"
-        notes = [json.loads(line) for line in lines.read_text().splitlines()]
-        return [(a[len(start) :], e) for a, e in notes if a[: len(start)] == list(start)]
-
-    def requeued(self) -> bool:
-        notes = self.folder / "scontrol.notes"
-        return any(line.startswith("requeue ") for line in notes.read_text().splitlines())
 
 
 @pytest.fixture
@@ -169,6 +80,21 @@ def test_pretrain_passes_everything_through(bench):
     assert not bench.requeued()
 
 
+def test_pretrain_for_any_number_of_nodes(bench):
+    one = {"SLURM_NNODES": "1", "SLURM_JOB_NUM_NODES": "1", "SLURM_NTASKS": "8"}
+    assert bench.run("pretrain.sh", "demo", **one).returncode == 0
+    # A queued job that was given fewer nodes: SLURM_NTASKS is still that of before.
+    fewer = {"SLURM_JOB_NUM_NODES": "3", "SLURM_NTASKS": "32", "SLURM_NTASKS_PER_NODE": "8"}
+    assert bench.run("pretrain.sh", "demo", **fewer).returncode == 0
+    starts = bench.calls("-m", "pipeline", "train")
+    assert [environment["WORLD_SIZE"] for _, environment in starts] == ["8", "24"]
+    steps = [line for line in bench.notes("srun") if "--kill-on-bad-exit=1" in line]
+    assert steps[0].startswith("--nodes=1 --ntasks=8 --ntasks-per-node=8 ")
+    assert steps[1].startswith("--nodes=3 --ntasks=24 --ntasks-per-node=8 ")
+    checks = bench.calls("-m", "pipeline", "config", "check")
+    assert [arguments[-1] for arguments, _ in checks] == ["8", "24"]
+
+
 def test_pretrain_starts_no_task_on_a_mistake(bench):
     done = bench.run("pretrain.sh", "demo", CODES='{"config": 2}')
     assert done.returncode == 2
@@ -200,7 +126,7 @@ def test_cancelled_pretrain_is_not_requeued(bench):
     done = bench.run("pretrain.sh", "demo", STOPS_EARLY="1", STATE="CANCELLED")
     assert done.returncode == 75
     assert not bench.requeued()
-    assert "not queued again, the job is CANCELLED" in done.stdout
+    assert "not queued again from here, the job is CANCELLED" in done.stdout
 
 
 @pytest.mark.parametrize("code", [0, 2, 3])
@@ -219,10 +145,32 @@ def test_ingest_starts_ray_and_hands_on_arguments_and_exit_code(bench, code):
     assert not list(bench.folder.glob("jobs/*/ray-token")), "the token outlived the cluster"
 
 
-def test_evaluate_passes_everything_through(bench):
-    done = bench.run("evaluate.sh", *ARGUMENTS, CODES='{"evaluate": 2}')
+def test_job_of_an_array_ingests_one_source(bench):
+    shown = "data:\n  sources:\n    other: {}\ningest:\n  sources:\n    one:\n      table: a\n    two:\n"
+    shown += "      table: b\n  fetch:\n    timeout: 3\n"
+    done = bench.run("ingest.sh", *ARGUMENTS, "--json", "x", SHOWN=shown, SLURM_ARRAY_TASK_ID="1")
+    assert done.returncode == 0, done.stderr
+    ((config, _),) = bench.calls("-m", "pipeline", "config", "show")
+    assert config == ARGUMENTS
+    ((ingest, _),) = bench.calls("-m", "pipeline", "ingest")
+    assert ingest[:-1] == [*ARGUMENTS, "--json", "x", "--only", "two"]
+    assert "source two, number 1 of ingest.sources" in done.stdout
+
+    done = bench.run("ingest.sh", "demo", SHOWN=shown, SLURM_ARRAY_TASK_ID="2")
     assert done.returncode == 2
-    ((arguments, _),) = bench.calls("-m", "pipeline", "evaluate")
+    message = "--array: job 2 of the array has no source, there are 2: submit with --array=0-1"
+    assert message in done.stderr
+
+    done = bench.run("ingest.sh", "demo", SHOWN="", SLURM_ARRAY_TASK_ID="0")
+    assert done.returncode == 2
+    assert "no sources to divide among the array's jobs" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["evaluate", "features"])
+def test_others_pass_everything_through(bench, name):
+    done = bench.run(f"{name}.sh", *ARGUMENTS, CODES=json.dumps({name: 2}))
+    assert done.returncode == 2
+    ((arguments, _),) = bench.calls("-m", "pipeline", name)
     assert arguments == ARGUMENTS
 
 

@@ -27,7 +27,7 @@ def ingest_config(scene_web, tmp_path):
         output=str(tmp_path / "data"),
         shard_rows=100,
         image={"size": 64},
-        fetch={"allow_private_hosts": ["127.0.0.1"]},
+        download={"allow_private_hosts": ["127.0.0.1"]},
         ray={"num_workers": 2},
         sources={
             "laion": {"table": str(scene_web.folder / "laion.parquet")},

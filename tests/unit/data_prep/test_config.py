@@ -2,7 +2,8 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from data_prep import config as sections
-from data_prep.config import IngestConfig, policy_hash
+from data_prep.config import IngestConfig, policy
+from data_prep.schema import canonical_hash
 
 
 def make(**changes):
@@ -17,8 +18,8 @@ def test_every_field_is_described():
 
 
 def test_schema_is_the_yaml_key_and_survives_a_round_trip():
-    config = make(sources={"a": {"table": "t.tsv", "schema": "cc3m"}})
-    assert config.sources["a"].schema_name == "cc3m"
+    config = make(sources={"a": {"table": "t.tsv", "layout": "cc3m"}})
+    assert config.sources["a"].layout == "cc3m"
     assert IngestConfig(**config.model_dump()) == config
 
 
@@ -37,8 +38,12 @@ def test_wrong_values_are_refused(changes):
         make(**changes)
 
 
+def policy_hash(config, source):
+    return canonical_hash(policy(config, source))
+
+
 def test_policy_hash_changes_with_what_is_stored_and_nothing_else():
     base = policy_hash(make(), "a")
     assert policy_hash(make(image={"quality": 90}), "a") != base
     assert policy_hash(make(shard_rows=7), "a") != base
-    assert policy_hash(make(fetch={"concurrency": 2}, ray={"num_workers": 9}), "a") == base
+    assert policy_hash(make(download={"concurrency": 2}, ray={"num_workers": 9}), "a") == base

@@ -4,7 +4,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.config import FetchConfig
+from data_prep.config import DownloadConfig
 from data_prep.errors import ConfigError
 from data_prep.examples import openclipart
 from data_prep.examples.openclipart import (
@@ -14,7 +14,7 @@ from data_prep.examples.openclipart import (
     make_caption,
     read_work,
 )
-from data_prep.fetch import Fetcher
+from data_prep.fetch.client import Fetcher
 from data_prep.schema import Status
 
 installed = pytest.mark.skipif(
@@ -57,7 +57,7 @@ def test_every_png_is_a_row(tmp_path):
 
 
 async def _fetch_all(urls):
-    async with Fetcher(FetchConfig(allow_private_hosts=["127.0.0.1"])) as fetcher:
+    async with Fetcher(DownloadConfig(allow_private_hosts=["127.0.0.1"])) as fetcher:
         return [await fetcher.fetch(url) for url in urls]
 
 

@@ -1,4 +1,6 @@
 import errno
+import io
+import os
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,56 @@ def test_a_file_that_is_not_there_is_an_os_error_and_leaves_no_part(folder, tmp_
     assert not list(tmp_path.iterdir())
 
 
+def test_the_files_right_in_a_folder_are_listed_with_their_sizes(folder):
+    assert [(f.name, f.bytes) for f in folder.files()] == [("a.tar", 10), ("a.txt", 256)]
+    for file in folder.files():
+        assert file.stamp and folder.stat(file.name) == file
+    assert folder.stat("deep/er/b.tar").bytes == 0
+
+
+def test_a_stamp_changes_with_the_file_and_only_then(tmp_path):
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "a").write_bytes(b"old")
+    with s3_bucket() as bucket:
+        places = [
+            Folder(str(tmp_path / "files"), "k"),
+            Folder(bucket.upload(tmp_path / "files"), "k"),
+        ]
+        stamps = [place.stat("a").stamp for place in places]
+        assert [place.stat("a").stamp for place in places] == stamps
+        times = (tmp_path / "files" / "a").stat()
+        (tmp_path / "files" / "a").write_bytes(b"new")
+        os.utime(tmp_path / "files" / "a", ns=(times.st_atime_ns, times.st_mtime_ns))
+        bucket.upload(tmp_path / "files")
+        assert not {place.stat("a").stamp for place in places} & {*stamps}
+
+
+def test_a_file_is_read_from_any_position(folder):
+    data = FILES["a.txt"]
+    with folder.open_random("a.txt") as file:
+        assert file.readable() and file.seekable()
+        assert (file.read(3), file.tell(), file.read(0)) == (data[:3], 3, b"")
+        assert (file.seek(-2, io.SEEK_END), file.read()) == (254, data[-2:])
+        assert (file.seek(100), file.seek(5, io.SEEK_CUR), file.read(10)) == (
+            100,
+            105,
+            data[105:115],
+        )
+        buffer = bytearray(4)
+        assert (file.readinto(buffer), bytes(buffer)) == (4, data[115:119])
+        assert (file.seek(300), file.read(1), file.read()) == (300, b"", b"")
+
+
+def test_a_folder_is_no_file(folder):
+    for name in ("deep", "deep/er", "none"):
+        with pytest.raises(FileNotFoundError):
+            folder.stat(name)
+    with pytest.raises(FileNotFoundError):
+        folder.open_random("none")
+    with pytest.raises(FileNotFoundError):
+        Folder(f"{folder.url.rstrip('/')}/none", "k").files()
+
+
 def test_a_folder_that_is_not_there_is_empty(folder):
     missing = Folder(f"{folder.url.rstrip('/')}/none", "k")
     assert not missing.exists() and missing.names(".tar") == []
@@ -65,7 +117,8 @@ def test_spans_come_in_the_order_asked(s3):
 
 
 @pytest.mark.parametrize("bad", [("none.tar", 0, 1), ("a.tar", 10, 1)])
-def test_a_span_that_cannot_be_read_is_an_os_error(s3, bad):
+def test_a_span_that_cannot_be_read_is_an_os_error(s3, bad, monkeypatch):
+    monkeypatch.setattr("data_prep.store_files.WAITS", (0.0,))
     with pytest.raises(OSError):
         s3.read_spans([("a.tar", 0, 1), bad])
 
@@ -81,9 +134,12 @@ def test_errors_of_a_client_are_os_errors(s3, tmp_path, monkeypatch):
             Path(arguments[-1]).write_bytes(b"half")  # what had come before the connection broke
         raise EndpointConnectionError(endpoint_url="http://127.0.0.1:1")
 
-    file = s3.open("a.tar")
+    monkeypatch.setattr("data_prep.store_files.WAITS", (0.0, 0.0))
+    file, spans = s3.open("a.tar"), s3.open_random("a.tar")
     monkeypatch.setattr(file._file, "read", fail)
-    for name in ("exists", "find", "size", "cat_file", "open", "cat_ranges", "get_file"):
+    for name in (
+        *("exists", "find", "size", "cat_file", "open", "cat_ranges", "get_file", "ls", "info"),
+    ):
         monkeypatch.setattr(s3._files, name, fail, raising=True)
     calls = [
         s3.exists,
@@ -92,6 +148,10 @@ def test_errors_of_a_client_are_os_errors(s3, tmp_path, monkeypatch):
         lambda: s3.read("a.tar"),
         lambda: s3.open("a.tar"),
         lambda: file.read(1),
+        lambda: spans.read(1),
+        lambda: s3.open_random("a.tar"),
+        lambda: s3.stat("a.tar"),
+        s3.files,
         lambda: s3.read_spans([("a.tar", 0, 1)]),
         lambda: s3.download("a.tar", tmp_path / "copy"),
     ]

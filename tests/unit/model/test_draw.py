@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from model.draw import draw_model, short_count
 from model.plan import BlockPlan, MediaPlan, ModelPlan, PartPlan
-from pipeline.cli import app
+from pipeline.cli.main import app
 
 MEDIA = MediaPlan("image", "ViTModel", (3, 16, 16), 4, 24, 1, 3, 24)
 NAMES = (

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from model.flamingo import Flamingo, pad_left
+from model.flamingo import Flamingo, pad_left, pad_right
 from model.media import Media, MediaEncoder, MediaInput
 from model.resampler import PerceiverResampler
 from model.tokens import NewTokens, TokenIds
@@ -182,6 +182,13 @@ def test_loss_sum_is_the_cross_entropy_of_the_shifted_labels():
             count += 1
     assert output.num_tokens == count
     assert float(output.loss_sum) == pytest.approx(expected, rel=1e-5)
+    each = torch.nn.functional.cross_entropy(
+        output.logits[:, :-1].detach().flatten(0, 1).double(),
+        batch["labels"].masked_fill(batch["labels"] == IMAGE, -100)[:, 1:].flatten(),
+        reduction="none",
+    )
+    torch.testing.assert_close(output.token_losses.flatten(), each.float(), rtol=1e-4, atol=1e-5)
+    assert not output.token_losses.requires_grad
 
 
 def test_right_padding_changes_nothing():
@@ -196,6 +203,22 @@ def test_right_padding_changes_nothing():
     torch.testing.assert_close(padded.loss_sum, short.loss_sum, atol=1e-4, rtol=0)
     torch.testing.assert_close(padded.load_balance_loss, short.load_balance_loss)
     torch.testing.assert_close(padded.z_loss, short.z_loss)
+
+
+def test_rows_are_padded_on_the_side_that_is_asked_for():
+    ids, mask = pad_right([[4], [5, 6, 7]], 9)
+    assert ids.tolist() == [[4, 9, 9], [5, 6, 7]]
+    assert mask.tolist() == [[True, False, False], [True] * 3]
+    ids, mask = pad_left([[4], [5, 6, 7]], 9)
+    assert ids.tolist() == [[9, 9, 4], [5, 6, 7]]
+    assert mask.tolist() == [[False, False, True], [True] * 3]
+
+
+def test_the_language_model_says_how_many_positions_it_has():
+    assert tiny_flamingo().max_positions == 64
+    model = tiny_flamingo("bloom")
+    del model.language.config.max_position_embeddings  # SIZES gives it one that it does not know
+    assert model.max_positions is None
 
 
 def test_beams_keep_their_images():

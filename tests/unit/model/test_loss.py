@@ -31,8 +31,9 @@ def make(num_tokens, dtype=torch.float64):
 @pytest.mark.parametrize("num_tokens", [0, 1, 7])
 def test_loss_and_gradients_are_those_of_all_logits(num_tokens, rows_per_chunk):
     hidden, rows, targets, head = make(num_tokens)
-    expected = functional.cross_entropy(head(hidden, rows), targets, reduction="sum")
-    ours = chunked_cross_entropy(
+    each = functional.cross_entropy(head(hidden, rows), targets, reduction="none")
+    expected = each.sum()
+    ours, ours_each = chunked_cross_entropy(
         hidden,
         rows,
         targets,
@@ -41,6 +42,8 @@ def test_loss_and_gradients_are_those_of_all_logits(num_tokens, rows_per_chunk):
         logits_per_chunk=rows_per_chunk * VOCABULARY,
     )
     torch.testing.assert_close(ours, expected)
+    torch.testing.assert_close(ours_each, each.detach())
+    assert not ours_each.requires_grad
     inputs = hidden, rows
     for one, two in zip(
         torch.autograd.grad(0.3 * ours, inputs),
@@ -53,10 +56,10 @@ def test_loss_and_gradients_are_those_of_all_logits(num_tokens, rows_per_chunk):
 def test_low_precision_is_summed_in_fp32():
     hidden, rows, targets, head = make(7, torch.bfloat16)
     expected = functional.cross_entropy(head(hidden, rows).float(), targets, reduction="sum")
-    ours = chunked_cross_entropy(
+    ours, each = chunked_cross_entropy(
         hidden, rows, targets, head, vocabulary=VOCABULARY, logits_per_chunk=2 * VOCABULARY
     )
-    assert ours.dtype == torch.float32
+    assert ours.dtype == each.dtype == torch.float32
     torch.testing.assert_close(ours, expected)
     (gradient,) = torch.autograd.grad(ours, [hidden])
     assert gradient.dtype == torch.bfloat16
@@ -82,7 +85,7 @@ def test_the_blocks_of_one_chunk_are_gone_before_the_next():
 def test_without_gradient_nothing_is_kept():
     hidden, rows, targets, head = make(5)
     with torch.no_grad():
-        loss = chunked_cross_entropy(hidden, rows, targets, head, vocabulary=VOCABULARY)
+        loss, _ = chunked_cross_entropy(hidden, rows, targets, head, vocabulary=VOCABULARY)
     assert not loss.requires_grad
     torch.testing.assert_close(
         loss, functional.cross_entropy(head(hidden, rows), targets, reduction="sum")

@@ -4,11 +4,10 @@ import torch
 from data_prep.errors import ConfigError
 from model.build import plan_flamingo
 from model.config import ModelConfig
-from model.memory import compute_memory
-from model.plan import ModelPlan, PartPlan, compute_plan
-from pipeline import cli
+from model.plan import compute_plan
+from pipeline.commands.show_model import format_summary, show_model
 from pipeline.config import load_config
-from pipeline.model_command import format_summary, show_model
+from tests.helpers.command import exit_code
 from tests.unit.model.tiny import FAMILIES, SIZES, tiny_flamingo
 
 T = 8
@@ -135,23 +134,6 @@ def test_every_family_can_be_planned(kind):
     assert len(table.layer_flops) == 3
 
 
-def test_memory_by_stage_is_the_arithmetic_of_the_table():
-    parts = [PartPlan("experts", trainable=800), PartPlan("x", trainable=200, frozen=4000)]
-    table = ModelPlan(parts, 1, 1, [], [], {})
-    common = {"num_32bit": 250, "world_size": 4}
-    states = 250 * 8 + 750 * 2.03125
-    found = {s: compute_memory(table, stage=s, **common) for s in range(4)}
-    names = ("weights", "frozen", "gradients", "master", "states")
-    assert [found[0][n] for n in names] == [2000, 8000, 2000, 4000, states]
-    assert [found[1][n] for n in names] == [2000, 8000, 2000, 1000, states / 4]
-    assert [found[2][n] for n in names] == [2000, 8000, 500, 1000, states / 4]
-    assert [found[3][n] for n in names] == [500, 2000, 500, 1000, states / 4]
-    assert found[3]["total"] == 4000 + states / 4
-    divided = compute_memory(table, stage=1, expert_parallel=2, **common)
-    assert [divided[n] for n in names] == [1200, 8000, 1200, 1000, states / 4]
-    assert compute_memory(table, stage=0, weight_bytes=4, **common)["gradients"] == 4000
-
-
 @pytest.mark.parametrize("preset", ["flamingo_3b", "flamingo_9b_moe", "flamingo_80b"])
 def test_presets_of_the_papers_sizes_can_be_looked_at(preset):
     table, summary = show_model(load_config(preset), [8])
@@ -170,11 +152,7 @@ def test_presets_of_the_papers_sizes_can_be_looked_at(preset):
 
 
 def run_cli(monkeypatch, *arguments):
-    monkeypatch.setattr("sys.argv", ["roseate", "model", "show", *arguments])
-    monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    return stopped.value.code
+    return exit_code(monkeypatch, "model", "show", *arguments)
 
 
 @pytest.mark.parametrize("tower", ["vision", "language"])

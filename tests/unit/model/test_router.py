@@ -1,6 +1,5 @@
 import copy
 import math
-import socket
 
 import pytest
 import torch
@@ -203,9 +202,9 @@ def test_router_losses_take_the_meta_device():
     assert load_balance.shape == z_loss.shape == ()
 
 
-def _one_rank(rank, port, queue):
+def _one_rank(rank, meeting, queue):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     logits = torch.randn(10, 4, generator=torch.Generator().manual_seed(2))
     results = []
     for first in (3, 10):  # uneven on purpose, and a rank without any token
@@ -225,18 +224,16 @@ def _one_rank(rank, port, queue):
 
 
 @pytest.mark.distributed
-def test_two_ranks_give_the_losses_and_gradients_of_the_joined_batch():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def test_two_ranks_give_the_losses_and_gradients_of_the_joined_batch(tmp_path):
+    meeting = tmp_path / "meeting"  # a port may be taken before they are there
     context = mp.get_context("spawn")
     queue = context.Queue()
-    ranks = [context.Process(target=_one_rank, args=(r, port, queue)) for r in range(2)]
+    ranks = [context.Process(target=_one_rank, args=(r, meeting, queue)) for r in range(2)]
     for process in ranks:
         process.start()
-    results = queue.get(timeout=120)
+    results = queue.get(timeout=300)
     for process in ranks:
-        process.join(60)
+        process.join(120)
 
     logits = torch.randn(10, 4, generator=torch.Generator().manual_seed(2))
     weight = torch.eye(4, requires_grad=True)

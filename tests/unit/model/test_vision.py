@@ -15,7 +15,8 @@ from transformers import (
     ViTModel,
 )
 
-from model.vision import VisionEncoder, load_vision, plan_vision
+from model.vision import load_vision, plan_vision
+from model.vision_encoder import VisionEncoder
 from tests.unit.model.tiny import tiny_language, tiny_vision, tiny_vit
 
 

@@ -11,7 +11,7 @@ from model.build import assemble
 from model.config import LossConfig, ModelConfig
 from model.media import Media, MediaInput
 from model.tokens import TokenIds
-from model.vision import VisionEncoder
+from model.vision_encoder import VisionEncoder
 
 VOCAB = 40
 END = VOCAB  # ids of <|endofchunk|> and <image>, beyond the frozen vocabulary

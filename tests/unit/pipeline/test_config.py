@@ -8,7 +8,14 @@ import yaml
 from pydantic import BaseModel
 
 from data_prep.errors import ConfigError
-from pipeline.config import PRESETS, RunConfig, flatten, load_config, preset_names
+from pipeline.config import (
+    PRESETS,
+    RunConfig,
+    flatten,
+    load_config,
+    load_ingest_config,
+    preset_names,
+)
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -124,3 +131,29 @@ def test_a_path_below_the_root_needs_no_quotes_in_an_override():
         "demo", ["root=/r", "data.features={root}/features", "tracking.uri={root}"]
     )
     assert (config.data.features, config.tracking.uri) == ("/r/features", "/r")
+
+
+INGEST = """
+ingest:
+  output: "{root}/data"
+  sources: {laion: {table: laion.parquet}}
+"""
+
+
+def test_a_file_may_hold_an_ingest_alone(tmp_path):
+    path = tmp_path / "laion.yaml"
+    path.write_text(INGEST)
+    config = load_ingest_config(str(path), ["root=there", "ingest.shard_rows=7"])
+    assert config.ingest.output == "there/data" and config.ingest.shard_rows == 7
+    assert config.tracking.uri == "sqlite:///there/mlflow.db"
+    with pytest.raises(ConfigError) as refused:
+        load_config(str(path))
+    assert {p.key for p in refused.value.problems} == {"root", "name", "data", "model"}
+
+
+def test_a_file_that_begins_a_training_is_checked_whole(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(INGEST + "model: {}\n")
+    with pytest.raises(ConfigError, match="data = None"):
+        load_ingest_config(str(path))
+    assert isinstance(load_ingest_config("demo"), RunConfig)

@@ -2,11 +2,10 @@ import os
 import signal
 
 import pytest
-import torch
 
 from pipeline.distributed import DistInfo, StopRequest, sum_over_ranks
 
-ALONE = DistInfo(0, 1, torch.device("cpu"))
+ALONE = DistInfo.alone()
 
 
 @pytest.fixture
@@ -20,18 +19,18 @@ def handlers():
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_a_signal_asks_to_stop(handlers, monkeypatch, number):
     monkeypatch.delenv("ROSEATE_STOP_FILE", raising=False)
-    stop = StopRequest(ALONE)
-    assert not stop.agreed()
+    stop = StopRequest()
+    assert not stop.asked
     os.kill(os.getpid(), number)
-    assert stop.agreed()
+    assert stop.asked
 
 
 def test_a_file_asks_to_stop(handlers, monkeypatch, tmp_path):
     monkeypatch.setenv("ROSEATE_STOP_FILE", str(tmp_path / "stop"))
-    stop = StopRequest(ALONE)
-    assert not stop.agreed()
+    stop = StopRequest()
+    assert not stop.asked
     (tmp_path / "stop").touch()
-    assert stop.agreed()
+    assert stop.asked
 
 
 def test_a_sum_alone_is_the_number_itself():

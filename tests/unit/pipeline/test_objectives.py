@@ -48,6 +48,7 @@ def part(batch: Batch, rows: slice) -> Batch:
     tensors = {n: getattr(batch, n)[rows] for n in ("input_ids", "attention_mask", "labels")}
     images = batch.media.inputs["image"].data[rows]
     media = Media(torch.arange(len(images)).unsqueeze(1), {"image": MediaInput(images)})
+    tensors["samples"] = (batch.samples[rows] - (rows.start or 0)).clamp(min=-1)
     lists = {n: getattr(batch, n)[rows] for n in ("keys", "texts", "positions")}
     return replace(batch, media=media, **tensors, **lists)
 

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 
 from pipeline import progress
@@ -6,7 +8,8 @@ from pipeline import progress
 @pytest.fixture
 def clock(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    # Its own: other threads go by that of the process.
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
     return now
 
 
@@ -14,14 +17,13 @@ def test_a_log_file_gets_a_line_now_and_then_and_at_the_end(capsys, clock):
     with progress.RunProgress("run", total=10, done=4, silent=False) as shown:
         shown.step(5)
         clock[0] += 12
-        shown.note = "loss 1.500"
-        shown.step(6)
-        shown.step(7)
-        shown.step(10)
+        shown.step(6, "loss 1.500")
+        shown.step(7, "loss 1.250")
+        shown.step(10, "loss 1.125")
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
         "run: step 6/10, loss 1.500, 24 s left",
-        "run: step 10/10, loss 1.500, 0 s left",
+        "run: step 10/10, loss 1.125, 0 s left",
     ]
 
 

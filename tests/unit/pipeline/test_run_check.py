@@ -21,6 +21,18 @@ from pipeline.run_check import check_run
         (["batch.global_size=96"], 3, "divides the number of processes"),
         (["engine.expert_parallel=8", "batch.global_size=256"], 8, "num_experts=4"),
         (["model.experts.capacity_factor=1.5"], 2, "lose no token"),
+        (["engine={strategy: zero0, expert_parallel: 1}"], 2, "is fp32 without ZeRO"),
+        (["engine.strategy=zero0", "train.precision=fp32"], 2, "clips divided experts"),
+        (
+            [
+                *("model.experts.backend=native", "train.precision=fp32"),
+                "engine={strategy: zero0, expert_parallel: 1}",
+            ],
+            2,
+            "counts experts wrong",
+        ),
+        (["train.precision=fp16"], 2, "is 1 in fp16"),
+        (["engine.strategy=zero3_offload"], 2, "is 1 under zero3_offload"),
         (["objective=contrastive"], 1, "batch.micro_size"),
         (["objective=language", "data.pack_tokens=64"], 2, "are for objective=flamingo"),
         (["data.held_out=null"], 2, "data.held_out = None"),

@@ -47,6 +47,23 @@ def test_one_row_a_sample(samples, text_format, image_format):
     assert (batch.input_ids[~batch.attention_mask] == text_format.pad_id).all()
     assert (batch.labels[~batch.attention_mask] == IGNORE).all()
     assert batch.num_target_tokens == sum(s.encoded.num_targets for s in samples)
+    assert batch.num_tokens == sum(len(s.encoded.ids) for s in samples)
+    assert batch.num_images == sum(s.encoded.num_images for s in samples)
+
+
+@pytest.mark.parametrize("pack_tokens", [None, 64])
+def test_every_token_knows_its_source(samples, text_format, image_format, pack_tokens):
+    named = [replace(s, key=f"{'ab'[i % 2]}/{i}") for i, s in enumerate(samples)]
+    named[3] = replace(named[3], key="elsewhere/a/3")
+    batch = make(named, text_format, image_format, pack_tokens=pack_tokens)
+    sources = batch.token_sources(["b", "a"])
+    for number, sample in enumerate(named):
+        here = batch.samples == number
+        assert batch.input_ids[here].tolist() == sample.encoded.ids
+        expected = {"b": 0, "a": 1}.get(sample.key.partition("/")[0], 2)
+        assert (sources[here] == expected).all()
+    assert (sources[batch.samples < 0] == 2).all()
+    assert ((batch.samples >= 0) == batch.attention_mask).all()
 
 
 def test_packed_rows_hold_the_same_tokens_and_images(samples, text_format, image_format):

@@ -165,21 +165,26 @@ def test_what_a_killed_writer_left_is_removed_when_it_is_old(docs, tmp_path, mon
     assert not old.exists() and young.exists()
 
 
-SLOW = """
+STANDS = """
 import sys, time
 from pathlib import Path
 from pipeline.data.dataset import Dataset
 from pipeline.data.features import DatasetFeatures
-from tests.unit.pipeline.data.test_feature_writer import encode, make_writer
+from tests.unit.pipeline.data.test_feature_writer import make_writer
 
-def slow(pixels):
-    time.sleep(0.15)
-    return encode(pixels)
+left = int(sys.argv[3])
+
+def tell(shard):
+    global left
+    left -= 1
+    print(shard, flush=True)
+    if not left:
+        time.sleep(600)  # to be killed here, however long that takes
 
 features = DatasetFeatures(Path(sys.argv[2]), Dataset(sys.argv[1], "k"))
-with make_writer(encode=slow) as writer:
+with make_writer() as writer:
     for shard in features.lacking(9):
-        writer.write(features, shard, lambda _: print(shard, flush=True))
+        writer.write(features, shard, lambda _: tell(shard))
 """
 
 
@@ -190,8 +195,8 @@ def test_a_killed_writer_goes_on_with_the_missing_shards(tmp_path, lines):
     undisturbed = DatasetFeatures(tmp_path / "one", dataset)
     write_all(undisturbed)
     features = DatasetFeatures(tmp_path / "two", dataset)
-    command = [sys.executable, "-c", SLOW, str(tmp_path / "pairs"), str(tmp_path / "two")]
-    writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", STANDS, str(tmp_path / "pairs"), str(tmp_path / "two")]
+    writer = subprocess.Popen([*command, str(lines)], stdout=subprocess.PIPE, text=True)
     told = [int(writer.stdout.readline()) for _ in range(lines)]
     writer.send_signal(signal.SIGKILL)
     writer.wait()

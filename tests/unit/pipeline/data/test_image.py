@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.image import DECODE_ERRORS
+from data_prep.image.formats import DECODE_ERRORS
 from pipeline.data.config import ImageInputConfig
 from pipeline.data.image import Draw, ImageFormat
 

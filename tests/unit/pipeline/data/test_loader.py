@@ -201,7 +201,7 @@ def test_workers_do_not_hear_the_signals_that_stop_a_run(tmp_path):
         )
         assert process.stdout.readline() == "begun\n"
         os.killpg(process.pid, number)
-        said, errors = process.communicate(timeout=120)
+        said, errors = process.communicate(timeout=300)
         assert process.returncode == 0 and said == "heard True, 30 steps\n", errors[-2000:]
 
 

@@ -23,7 +23,7 @@ def mixture(*events: tuple[int, list[float]]) -> Mixture:
     return Mixture(names(max(len(w) for _, w in events)), log)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(WEIGHTS)
 def test_every_prefix_holds_each_share_within_a_sample(weights):
     sources, ranks = mixture((0, weights)).locate(np.arange(3000))
@@ -38,7 +38,7 @@ def test_every_prefix_holds_each_share_within_a_sample(weights):
         assert own.tolist() == list(range(len(own))), "every sample of a source in turn"
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(WEIGHTS, WEIGHTS, st.integers(1, 500))
 def test_a_change_of_weights_loses_and_repeats_nothing(before, after, at):
     size = min(len(before), len(after))

@@ -29,7 +29,7 @@ def pairs(places: Places) -> list[tuple]:
     )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(COUNTS, st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**63 - 1))
 def test_each_epoch_holds_every_sample_once(counts, lanes, block, seed):
     one, size = order([counts], seed=seed, lanes=lanes, block=block), sum(counts)
@@ -40,7 +40,7 @@ def test_each_epoch_holds_every_sample_once(counts, lanes, block, seed):
         assert set(one.epoch(places)) == {epoch}
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(COUNTS, min_size=2, max_size=4), st.integers(0, 5000), st.integers(1, 60))
 def test_a_batch_is_a_slice_of_the_order_in_another_arrangement(counts, position, size):
     mixed = order(counts, [1.0 + i for i in range(len(counts))])
@@ -110,7 +110,7 @@ def test_another_process_finds_the_same_order():
     assert json.loads(said.stdout) == [places.shard.tolist(), places.slot.tolist()]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(COUNTS, st.integers(1, 9))
 def test_successors_of_a_sample_are_others_until_the_lane_ends(counts, lanes):
     one, size = order([counts], lanes=lanes), sum(counts)

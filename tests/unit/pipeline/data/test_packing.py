@@ -1,13 +1,12 @@
 """Rows hold every text once, none is too long, and little of them is padding."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.data.packing import pack_rows
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 32), max_size=60), st.integers(32, 100))
 def test_every_text_stands_in_one_row_that_holds_it(lengths, row_tokens):
     rows = pack_rows(lengths, row_tokens)
@@ -17,7 +16,6 @@ def test_every_text_stands_in_one_row_that_holds_it(lengths, row_tokens):
     assert pack_rows(lengths, row_tokens) == rows
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 32), min_size=1, max_size=60))
 def test_rows_differ_by_no_more_than_a_text(lengths):
     filled = [sum(lengths[i] for i in row) for row in pack_rows(lengths, 128)]

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import pytest
 
-from data_prep import storage
+from data_prep import store_files
 from data_prep.errors import ConfigError
 from data_prep.index_folder import index_folder
 from data_prep.storage import Folder
@@ -35,7 +35,7 @@ def places(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(storage, "WAITS", (0, 0, 0))
+    monkeypatch.setattr(store_files, "WAITS", (0, 0, 0))
 
 
 def open_dataset(url: str, cache, read="shards", size=10**9) -> Dataset:
@@ -182,14 +182,14 @@ def test_neighbours_are_fetched_by_one_request(places, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("read", ["shards", "ranges"])
 def test_a_store_that_fails_for_a_while_is_asked_again(places, tmp_path, monkeypatch, read):
-    failures, real = iter([OSError("slow down")] * 3), storage._once
+    failures, real = iter([OSError("slow down")] * 3), store_files._once
 
     def fails_first(call):
         for failure in failures:
             raise failure
         return real(call)
 
-    monkeypatch.setattr(storage, "_once", fails_first)
+    monkeypatch.setattr(store_files, "_once", fails_first)
     assert open_dataset(places[1], tmp_path, read).read(0).images
 
 

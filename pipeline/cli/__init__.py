@@ -1,0 +1,1 @@
+"""The `roseate` command: what can be asked for, and how. What is done stands in the other rooms."""

@@ -1,0 +1,85 @@
+"""Model FLOPs utilisation: what the mathematics of a step asks for, over what the devices could do.
+
+    MFU = (tokens x flops per token + images x flops per image) / (seconds x devices x peak)
+
+Source: PaLM (arXiv:2204.02311) appendix B. FLOPs are counted on the model itself (`model.plan`), frozen
+parts with their forward alone; what activation checkpointing computes again does not count.
+"""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from model.plan import compute_plan, resampler_part, tower_part
+from pipeline.config import RunConfig
+from pipeline.plan.gpus import GPUS
+from pipeline.plan.model import DTYPES, build_planned
+
+MEASURED_SIDE = 1024  # of the square matrices whose product is timed
+
+
+@dataclass(frozen=True)
+class ModelFlops:
+    """FLOPs of forward and backward; a multiplication and an addition are two."""
+
+    per_token: float
+    per_image: float
+
+    def of(self, tokens: float, images: float) -> float:
+        return tokens * self.per_token + images * self.per_image
+
+
+def count_flops(config: RunConfig, precision: str, *, has_features: bool) -> ModelFlops:
+    """FLOPs of a run's model, at its longest text with one image.
+
+    Args:
+        config: of the run.
+        precision: fp32, bf16 or fp16.
+        has_features: images come as features from a cache: the towers do not run.
+
+    Raises:
+        ConfigError: a tower cannot be planned.
+    """
+    tokens = config.data.max_text_tokens
+    plan = compute_plan(build_planned(config, DTYPES[precision]), num_tokens=tokens)
+    of_images = 0.0
+    for media in plan.media:
+        for name in (tower_part(media.kind), resampler_part(media.kind)):
+            part = plan.part(name)
+            if not (has_features and name == tower_part(media.kind)):
+                of_images += tokens * (part.forward_flops + part.backward_flops)
+    towers = {n for m in plan.media for n in (tower_part(m.kind), resampler_part(m.kind))}
+    rest = [part for part in plan.parts if part.name not in towers]
+    return ModelFlops(sum(p.forward_flops + p.backward_flops for p in rest), of_images)
+
+
+def device_peak(setting: float | str, device: torch.device, precision: str) -> float | None:
+    """Peak FLOPs a second of one device; None where none is known.
+
+    Args:
+        setting: `tracking.peak_tflops`: a number, ``auto`` (the maker's data sheet) or ``measured``.
+        device: of the rank.
+        precision: fp32, bf16 or fp16.
+    """
+    if isinstance(setting, float):
+        return 1e12 * setting
+    if setting == "measured":
+        return measure_peak(device, DTYPES[precision])
+    if device.type != "cuda":
+        return None
+    told = torch.cuda.get_device_name(device).lower().replace(" ", "-")
+    found = [g for name, g in GPUS.items() if name.partition("-")[0] in told.split("-")]
+    tflops = found[0].tflops.get(precision) if found else None
+    return None if tflops is None else 1e12 * tflops
+
+
+def measure_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
+    """FLOPs a second of the best of some products of square matrices, on one device."""
+    one, two = (torch.rand(MEASURED_SIDE, MEASURED_SIDE, device=device, dtype=dtype) for _ in "ab")
+    best, began = float("inf"), time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        start = time.perf_counter()
+        (one @ two)[0, 0].item()
+        best = min(best, time.perf_counter() - start)
+    return 2 * MEASURED_SIDE**3 / best

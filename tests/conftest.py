@@ -1,0 +1,41 @@
+"""Fixtures that tests of several folders share."""
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.helpers.command import run
+from tests.helpers.dataset import write_scenes
+from tests.helpers.tiny import OVERRIDES, write_towers
+
+# How long an example takes says more of what else the machine does than of the code.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Where files run side by side, those that share the one SLURM of the session do not."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return "tests/cluster" if file.startswith("tests/cluster/") else file
+
+    return Scheduling(config, log)
+
+
+@pytest.fixture(scope="session")
+def trained_root(tmp_path_factory):
+    """An experiment folder with tiny towers, datasets, and the run `flamingo` trained for 6 steps.
+
+    Its MLflow run is in {root}/mlflow.db. Read only: a test that changes anything copies it.
+    """
+    root = tmp_path_factory.mktemp("trained")
+    write_towers(root)
+    write_scenes(root / "data" / "laion", 60, shard_rows=25)
+    write_scenes(root / "data" / "cc12m", 40, shard_rows=25)
+    write_scenes(root / "data" / "held_out", 24, held_out=True)
+    overrides = [f"root={root}", *OVERRIDES, "engine.expert_parallel=1"]
+    run("train", "demo", *overrides)
+    return root
