@@ -117,7 +117,7 @@ def read_records(path: Path, offset: int = 0) -> Iterator[tuple[dict, int]]:
                 record = None
             if isinstance(record, dict):
                 yield record, offset
-            # A torn line is ended by the next start and never becomes whole.
+            # A torn line is ended by the next start: no record, unless its newline alone was gone.
 
 
 def last_run(folder: Path) -> dict | None:

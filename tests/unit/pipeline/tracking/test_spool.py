@@ -23,20 +23,21 @@ def test_records_come_back_in_their_order_with_their_time(tmp_path):
     assert {r["kind"] for r, _ in read_records(tmp_path / "spool.jsonl")} == {"metrics"}
 
 
-@pytest.mark.parametrize("_", range(20))
-def test_a_torn_line_costs_itself_alone(tmp_path, _):
-    spool = Spool(tmp_path)
-    for n in range(6):
-        spool.append("tags", n=n, pad="x" * random.randrange(200))
-    path = tmp_path / "spool.jsonl"
-    ends = [0, *(end for _, end in rows(path))]
-    size = random.randrange(1, ends[-1] + 1)
-    with path.open("r+b") as file:
-        file.truncate(size)
-    whole = sum(end <= size for end in ends[1:])
-    assert [n for n, _ in rows(path)] == list(range(whole))
-    Spool(tmp_path).append("tags", n=99)
-    assert [n for n, _ in rows(path)] == [*range(whole), 99]
+def test_a_torn_line_costs_itself_alone(tmp_path):
+    """Torn at each of its bytes; where its newline alone is gone, the next start makes it whole."""
+    whole = Spool(tmp_path / "whole")
+    for n in range(4):
+        whole.append("tags", n=n, pad="ü\\" * n)
+    data = (tmp_path / "whole" / SPOOL).read_bytes()
+    *_, begin, end = [end for _, end in rows(tmp_path / "whole" / SPOOL)]
+    for size in range(begin, end):
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        (folder / SPOOL).write_bytes(data[:size])
+        assert [n for n, _ in rows(folder / SPOOL)] == [0, 1, 2]
+        Spool(folder).append("tags", n=99)
+        again = [3] if size == end - 1 else []
+        assert [n for n, _ in rows(folder / SPOOL)] == [0, 1, 2, *again, 99]
 
 
 def test_several_threads_never_mix_their_lines(tmp_path):

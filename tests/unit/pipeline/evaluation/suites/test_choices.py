@@ -51,7 +51,7 @@ def test_a_black_image_is_the_same_for_all(asker):
     nats, _ = weigh_choices(asker(), [[noise("a")], [noise("b")]], TEXTS, zero_image=True)
     np.testing.assert_allclose(nats[0], nats[1], rtol=1e-6)
     shown, _ = weigh_choices(asker(), [[noise("a")], [noise("b")]], TEXTS)
-    assert np.abs(shown[0] - shown[1]).min() > 1e-4
+    assert np.abs(shown[0] - shown[1]).max() > 1e-3
 
 
 def test_nothing_to_choose_from_costs_nothing(asker):
