@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from types import ModuleType
 from typing import TypeVar
 
 import torch
@@ -90,9 +91,7 @@ def _join(timeout: timedelta) -> DistInfo:
     local_rank = int(os.environ["LOCAL_RANK"])
     if cuda:
         torch.cuda.set_device(local_rank)
-    with _without_mlflow():
-        import deepspeed  # slow: only a training process needs it
-
+    deepspeed = load_deepspeed()
     if not cuda:
         # A shared-memory collective that DeepSpeed compiles at start: half a minute and a C++ compiler
         # for calls we never make.
@@ -101,6 +100,14 @@ def _join(timeout: timedelta) -> DistInfo:
     deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     return DistInfo(dist.get_rank(), dist.get_world_size(), device)
+
+
+def load_deepspeed() -> ModuleType:
+    """DeepSpeed, which takes seconds: only a training process needs it."""
+    with _without_mlflow():
+        import deepspeed
+
+    return deepspeed
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.helpers.command import run
+from tests.helpers.command import forked
 from tests.helpers.dataset import write_scenes
 from tests.helpers.tiny import OVERRIDES, write_towers
 
@@ -37,5 +37,5 @@ def trained_root(tmp_path_factory):
     write_scenes(root / "data" / "cc12m", 40, shard_rows=25)
     write_scenes(root / "data" / "held_out", 24, held_out=True)
     overrides = [f"root={root}", *OVERRIDES, "engine.expert_parallel=1"]
-    run("train", "demo", *overrides)
+    forked("train", "demo", *overrides)
     return root

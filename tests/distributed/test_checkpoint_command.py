@@ -1,9 +1,6 @@
 """`roseate checkpoint`: what is there, its weights, and DeepSpeed's own folder there and back."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -11,22 +8,19 @@ from safetensors.torch import load_file
 
 from tests.distributed.test_resume import everything
 from tests.distributed.test_train import newest, train
+from tests.helpers.command import forked
 from tests.helpers.tiny import OVERRIDES
 
 pytestmark = pytest.mark.distributed
 EXACT = ("optim={name: adamw_8bit, min_8bit_numel: 256}",)
 
 
-def checkpoint(root, *arguments, expect=0):
+def checkpoint(root, *arguments, processes=1, expect=0):
+    """What it prints; what it said where another exit code is expected."""
     at = next((i for i, a in enumerate(arguments) if "=" in a), len(arguments))
-    before, after = arguments[:at], arguments[at:]
-    command = [sys.executable, "-m", "pipeline", "checkpoint", *before, f"root={root}", *OVERRIDES]
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
-    done = subprocess.run(
-        [*command, *EXACT, *after], capture_output=True, text=True, env=environment
-    )
-    assert done.returncode == expect, done.stderr[-3000:]
-    return done.stdout if expect == 0 else done.stderr
+    words, settings = arguments[:at], (f"root={root}", *OVERRIDES, *EXACT, *arguments[at:])
+    said = forked("checkpoint", *words, *settings, processes=processes, expect=expect)
+    return said.stdout if expect == 0 else said.stderr
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +55,11 @@ def test_weights_come_out_as_one_file(tiny_root, trained, tmp_path):
 
 @pytest.mark.parametrize("strategy", ["zero2", "zero3"])
 def test_to_deepspeed_and_back_is_the_same_checkpoint(tiny_root, trained, tmp_path, strategy):
-    folder, how = str(tmp_path / "ds"), (f"engine.strategy={strategy}", "--processes", "2")
-    checkpoint(tiny_root, "to-deepspeed", "demo", folder, "name=there", *how)
+    folder, how = str(tmp_path / "ds"), f"engine.strategy={strategy}"
+    checkpoint(tiny_root, "to-deepspeed", "demo", folder, "name=there", how, processes=2)
     assert (tmp_path / "ds" / "latest").read_text() == "step_000002"
     back = f"back_{strategy}"
-    checkpoint(tiny_root, "from-deepspeed", "demo", folder, f"name={back}", *how)
+    checkpoint(tiny_root, "from-deepspeed", "demo", folder, f"name={back}", how, processes=2)
     (held, _, state), (other, _, other_state) = (everything(tiny_root, n) for n in ("there", back))
     assert state["data"] == other_state["data"] and state["run_id"] == other_state["run_id"]
     found, again = newest(tiny_root, "there"), newest(tiny_root, back)
@@ -75,7 +69,7 @@ def test_to_deepspeed_and_back_is_the_same_checkpoint(tiny_root, trained, tmp_pa
         assert held.keys() == other.keys()
         assert all(torch.equal(held[key], other[key]) for key in held)
     message = checkpoint(
-        tiny_root, "from-deepspeed", "demo", folder, f"name={back}", *how, expect=2
+        tiny_root, "from-deepspeed", "demo", folder, f"name={back}", how, processes=2, expect=2
     )
     assert "has no checkpoints yet" in message
 

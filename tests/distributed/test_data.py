@@ -2,13 +2,12 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from tests.distributed.test_train import ALONE, newest, train, weights
+from tests.helpers.command import forked
 from tests.helpers.dataset import write_dataset
 from tests.helpers.tiny import OVERRIDES
 
@@ -52,9 +51,7 @@ def test_a_run_goes_on_with_another_global_batch_where_it_was_in_the_data(tiny_r
 
 def test_features_from_a_cache_train_to_the_same_loss(tiny_root, plain):
     folder = f"data.features={tiny_root / 'features'}"
-    command = [sys.executable, "-m", "pipeline", "features", "demo", f"root={tiny_root}"]
-    done = subprocess.run([*command, *OVERRIDES, folder], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    forked("features", "demo", f"root={tiny_root}", *OVERRIDES, folder)
     cached = train(tiny_root, "cached", *SAME, folder)
     assert cached["loss"] == pytest.approx(plain["loss"], rel=1e-3)  # features are in float16
     assert cached["held_out_loss"] == pytest.approx(plain["held_out_loss"], rel=1e-3)

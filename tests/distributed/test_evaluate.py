@@ -39,7 +39,7 @@ def test_all_ranks_evaluate_in_training(tiny_root, engine):
         if figure["condition"] in ("", "zero_image"):
             key = figure["name"] + ("_zero_image" if figure["condition"] else "")
             assert alone[key] == pytest.approx(figure["value"], rel=1e-4), key
-    both = roseate("evaluate", tiny_root / name, "--processes", "2")
+    both = roseate("evaluate", tiny_root / name, processes=2)
     same = {k for k, v in alone.items() if isinstance(v, float)}
     assert same and all(both[k] == pytest.approx(alone[k], rel=1e-9) for k in same)
     below = client.get_run(both["mlflow_run_id"])

@@ -69,7 +69,7 @@ def test_a_loss_that_is_not_finite_is_skipped_by_all_and_its_samples_listed(tiny
 
 def test_too_many_skips_end_the_run_with_exit_code_4(tiny_root):
     hopeless = ("optim.lr=1e30", "healing.skip_budget=2", "train.steps=40", ALONE)
-    message = train(tiny_root, "hopeless", *hopeless, expect=4)
+    message = train(tiny_root, "hopeless", *hopeless, launched=True, expect=4)
     assert "3 of the last 1000 steps were not finite (healing.skip_budget=2)" in message
     assert "quarantine" in message
     assert len(of_kind(tiny_root, "hopeless", "skip")) == 3

@@ -1,10 +1,7 @@
 """The loop on two gloo processes: divided experts, exact continuation, gathered weights, refusals."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import mlflow
 import pytest
@@ -13,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from data_prep.storage import Folder
 from pipeline.checkpoint.store import find_checkpoint
+from tests.helpers.command import forked, run
 from tests.helpers.tiny import OVERRIDES
 from tests.helpers.waiting import PATIENT
 
@@ -21,17 +19,19 @@ ALONE = "engine.expert_parallel=1"
 pytestmark = pytest.mark.distributed
 
 
-def train(root, name, *overrides, processes=2, expect=0):
-    command = [sys.executable, "-m", "pipeline", "train", "demo", f"root={root}", *OVERRIDES]
-    command += [f"name={name}", PATIENT, *overrides]
-    command += ["--processes", str(processes)] if processes > 1 else []
-    command += ["--json", str(root / f"{name}.json")]
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=environment | {"OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == expect, done.stderr[-3000:]
-    return json.loads((root / f"{name}.json").read_text()) if expect == 0 else done.stderr
+def train(root, name, *overrides, processes=2, launched=False, expect=0):
+    """Its summary; what it said where another exit code is expected.
+
+    Args:
+        launched: by the command's own `--processes`, in new Pythons.
+    """
+    path = root / f"{name}.json"
+    how = ("demo", f"root={root}", *OVERRIDES, f"name={name}", PATIENT, *overrides, "--json", path)
+    if launched:
+        said = run("train", *how, "--processes", processes, expect=expect)
+    else:
+        said = forked("train", *how, processes=processes, expect=expect)
+    return json.loads(path.read_text()) if expect == 0 else said.stderr
 
 
 def weights(root, name):
@@ -72,7 +72,7 @@ def test_continuation_equals_an_undisturbed_run_to_the_bit(tiny_root):
 
 def test_states_are_8_bit_and_the_run_is_in_mlflow(tiny_root):
     wide = "model.resampler={depth: 1, num_latents: 4, num_heads: 4, head_dim: 32}"
-    summary = train(tiny_root, "eight", wide)
+    summary = train(tiny_root, "eight", wide, launched=True)
     assert summary["optimizer_state_bytes"]["uint8"] > 0
     client = mlflow.MlflowClient(f"sqlite:///{tiny_root}/mlflow.db")
     run = client.get_run(summary["mlflow_run_id"])
@@ -125,5 +125,5 @@ def test_folder_that_is_no_dataset_is_refused(tiny_root):
 
 
 def test_indivisible_batch_is_refused(tiny_root):
-    message = train(tiny_root, "t", "batch.global_size=9", expect=2)
-    assert "batch.global_size = 9" in message
+    message = train(tiny_root, "t", "batch.global_size=9", launched=True, expect=2)
+    assert message.count("batch.global_size = 9") == 1

@@ -1,75 +1,46 @@
 """Run a function on N gloo processes and hand back what each returned."""
 
 import os
-import time
+import pickle
+import signal
+import sys
+import tempfile
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
-import torch.multiprocessing as mp
-
-from data_prep.ports import held_port
+from tests.helpers.forks import fork_group
 
 
 def run_processes(function: Callable, processes: int, *arguments: object) -> list:
     """`function(info, *arguments)` on every rank; the results by rank.
 
     Raises:
-        RuntimeError: with the traceback of the first rank that failed, or its exit code.
+        RuntimeError: with the exit code of a rank that died, or the traceback of the first that failed.
     """
-    with held_port() as port:
-        return _run(function, processes, port, arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        codes = fork_group(_rank, processes, Path(folder), function, arguments)
+        told = {int(p.name): pickle.loads(p.read_bytes()) for p in Path(folder).glob("[0-9]*")}
+    # One that dies makes the others fail, and those that still wait then are killed.
+    for rank in sorted(codes, key=lambda rank: rank in told):
+        if rank not in told and codes[rank] != -signal.SIGKILL:
+            raise RuntimeError(f"rank {rank} ended with exit code {codes[rank]}")
+        if rank in told and told[rank][0]:
+            raise RuntimeError(f"rank {rank}:\n{told[rank][0]}")
+    return [told[rank][1] for rank in range(processes)]
 
 
-def _run(function: Callable, processes: int, port: int, arguments: tuple) -> list:
-    context = mp.get_context("spawn")
-    queue = context.SimpleQueue()
-    group = [
-        context.Process(target=_enter, args=(rank, processes, port, function, arguments, queue))
-        for rank in range(processes)
-    ]
-    for process in group:
-        process.start()
-    try:
-        results: dict[int, object] = {}
-        for _ in range(processes):
-            _wait(queue, group)
-            rank, failure, value = queue.get()
-            if failure:
-                raise RuntimeError(f"rank {rank}:\n{failure}")
-            results[rank] = value
-        return [results[r] for r in range(processes)]
-    finally:
-        for process in group:
-            process.join(timeout=20)
-            if process.is_alive():
-                process.kill()
-
-
-def _wait(queue, group) -> None:
-    """Wait for a result; a process that died before it could tell anything is an error at once."""
-    while queue.empty():
-        dead = [(r, p.exitcode) for r, p in enumerate(group) if p.exitcode]
-        if dead and queue.empty():
-            raise RuntimeError(f"rank {dead[0][0]} ended with exit code {dead[0][1]}")
-        time.sleep(0.02)
-
-
-def _enter(rank, processes, port, function, arguments, queue) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(processes),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
+def _rank(folder: Path, function: Callable, arguments: tuple) -> None:
     from pipeline.distributed import start_group, stop_group
 
     try:
-        value = function(start_group(), *arguments)
-        queue.put((rank, None, value))
+        told = (None, function(start_group(), *arguments))
     except BaseException:
-        queue.put((rank, traceback.format_exc(), None))
-    finally:
-        stop_group()
+        told = (traceback.format_exc(), None)
+    unfinished = folder / "unfinished" / os.environ["RANK"]
+    unfinished.parent.mkdir(exist_ok=True)
+    unfinished.write_bytes(pickle.dumps(told))
+    unfinished.rename(folder / unfinished.name)
+    stop_group()
+    if told[0]:
+        sys.exit(1)
