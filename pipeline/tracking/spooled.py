@@ -11,6 +11,7 @@ from pathlib import Path
 from data_prep.errors import ConfigError
 from pipeline.config import IngestRunConfig, flatten
 from pipeline.tracking.environment import run_tags
+from pipeline.tracking.parent import parent_of
 from pipeline.tracking.secrets import redact, redact_all
 from pipeline.tracking.sender import REJECTED
 from pipeline.tracking.sender_process import SenderProcess
@@ -73,7 +74,7 @@ class SpooledTracker:
             "experiment": tracking.experiment,
             "artifacts": (root / "mlartifacts").absolute().as_uri(),
             "run_id": run_id if goes_on else None,
-            "parent": {"run_id": parent} if parent else _parent(root),
+            "parent": {"run_id": parent} if parent else parent_of(root),
             "tags": run_tags(),
             "uri": redact(tracking.uri),
         }
@@ -201,18 +202,6 @@ class SpooledTracker:
         if trouble is not None:
             _say(f"MLflow at {redact(uri)} does not answer ({trouble}): the run goes on without it")
             _say(f"and keeps what it has to tell in {self._folder} until it does")
-
-
-def _parent(root: Path) -> dict:
-    """The run under which all runs of an experiment folder stand."""
-    path = root / "tracking.json"
-    root.mkdir(parents=True, exist_ok=True)
-    try:
-        with path.open("x") as file:
-            json.dump({"key": uuid.uuid4().hex, "name": root.absolute().name}, file)
-    except FileExistsError:
-        pass
-    return json.loads(path.read_text())
 
 
 def _say(text: str) -> None:

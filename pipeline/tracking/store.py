@@ -6,14 +6,17 @@ their own key before they are made.
 """
 
 import json
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.tracking.database import make_database
+from pipeline.tracking.parent import one_at_a_time
 from pipeline.tracking.spool import FILES, SenderState
 
 if TYPE_CHECKING:
+    from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
 KEY = "roseate.key"
@@ -56,15 +59,9 @@ class Store:
         Raises:
             mlflow.exceptions.MlflowException, OSError: the store does not answer.
         """
-        from mlflow.exceptions import MlflowException
-
-        try:
-            run = self._client.get_run(self.state.run_id)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return False
-        return run.info.lifecycle_stage == "active"
+        with _passing("RESOURCE_DOES_NOT_EXIST"):
+            return self._client.get_run(self.state.run_id).info.lifecycle_stage == "active"
+        return False
 
     def apply(self, record: dict) -> None:
         """Send one record.
@@ -103,53 +100,44 @@ class Store:
 
     def _reopen(self, run_id: str) -> str | None:
         """Its experiment; None where the store has no such run any more, or another store it is."""
-        from mlflow.exceptions import MlflowException
-
-        try:
+        with _passing("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             self._client.update_run(run_id, status="RUNNING")
             return self._client.get_run(run_id).info.experiment_id
-        except MlflowException as error:
-            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                raise
-            return None
+        return None
 
     def _begin(self, record: dict) -> None:
         experiment = self._experiment(record["experiment"], record["artifacts"])
         tags = dict(record["tags"])
         if parent := record.get("parent"):
-            tags["mlflow.parentRunId"] = parent.get("run_id") or self._named_run(
-                experiment, parent["key"], parent["name"], {}, record["t"], ended=True
+            tags["mlflow.parentRunId"] = parent.get("run_id") or self._parent(
+                experiment, parent, record["t"]
             )
-        run_id = self._named_run(experiment, record["key"], record["name"], tags, record["t"])
-        self.state.run_id, self.state.experiment_id = run_id, experiment
+        run = self._named_run(experiment, record["key"], record["name"], tags, record["t"])
+        self.state.run_id, self.state.experiment_id = run.info.run_id, experiment
 
     def _experiment(self, title: str, artifacts: str | None) -> str:
-        from mlflow.exceptions import MlflowException
-
         found = self._client.get_experiment_by_name(title)
         if found is None:
             # A server keeps artifacts where it says; beside a database file we say it.
             location = None if self._uri.startswith("http") else artifacts
-            try:
+            with _passing("RESOURCE_ALREADY_EXISTS"):
                 return self._client.create_experiment(title, location, tags=EXPERIMENT_TAGS)
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                    raise
-                found = self._client.get_experiment_by_name(title)  # of another run, just now
+            found = self._client.get_experiment_by_name(title)  # of another run, just now
         return found.experiment_id
 
-    def _named_run(
-        self, experiment: str, key: str, name: str, tags: dict, began: int, *, ended: bool = False
-    ) -> str:
+    def _parent(self, experiment: str, parent: dict, began: int) -> str:
+        with one_at_a_time(parent):
+            run = self._named_run(experiment, parent["key"], parent["name"], {}, began)
+            if run.info.status == "RUNNING":
+                self._client.set_terminated(run.info.run_id)
+        return run.info.run_id
+
+    def _named_run(self, experiment: str, key: str, name: str, tags: dict, began: int) -> "Run":
         found = self._client.search_runs([experiment], f"tags.`{KEY}` = '{key}'")
         if found:
-            return found[0].info.run_id
-        run = self._client.create_run(
-            experiment, start_time=began, run_name=name, tags=tags | {KEY: key}
-        )
-        if ended:
-            self._client.set_terminated(run.info.run_id)
-        return run.info.run_id
+            return found[0]
+        tags = tags | {KEY: key}
+        return self._client.create_run(experiment, start_time=began, run_name=name, tags=tags)
 
     def _params(self, record: dict) -> None:
         param = self._entities.Param
@@ -251,14 +239,9 @@ class Store:
 
     def _register(self, record: dict) -> None:
         """A version of a registered model with an alias, for the checkpoint of a key."""
-        from mlflow.exceptions import MlflowException
-
         name, client = record["name"], self._client
-        try:
+        with _passing("RESOURCE_ALREADY_EXISTS"):
             client.create_registered_model(name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
         versions = client.search_model_versions(f"name = '{name}'")
         version = next((v for v in versions if v.tags.get(KEY) == record["key"]), None)
         if version is None:
@@ -293,6 +276,18 @@ def _connect(uri: str) -> "MlflowClient":
 
     make_database(uri)
     return MlflowClient(uri, uri)
+
+
+@contextmanager
+def _passing(*codes: str) -> Iterator[None]:
+    """Pass over the exceptions of MLflow with these codes."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code not in codes:
+            raise
 
 
 def _without_user(uri: str) -> str:

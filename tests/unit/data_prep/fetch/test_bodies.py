@@ -119,13 +119,13 @@ def test_waiting_for_memory_does_not_count_as_time_of_the_server(web, monkeypatc
 
     async def run():
         config = DownloadConfig(
-            allow_private_hosts=["127.0.0.2"], retries=0, timeout_seconds=2, idle_seconds=1.5
+            allow_private_hosts=["127.0.0.2"], retries=0, timeout_seconds=4, idle_seconds=3
         )
         async with Fetcher(config) as fetcher:
 
             async def one(path):
                 fetched = await fetcher.fetch(web.url(path))
-                await asyncio.sleep(0.5)  # decoding
+                await asyncio.sleep(1)  # decoding
                 await fetcher.release(fetched)
                 return len(fetched.body)
 

@@ -108,7 +108,7 @@ def test_silence_ends_sooner_than_time(web, fetch):
 def test_a_slow_server_that_is_never_silent_has_its_time(web, fetch):
     pieces = dripping(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n", b"a")
     web.pages["/"] = pieces
-    assert fetch(web.url("/"), robots="ignore", idle_seconds=1.5).body == b"a" * 10
+    assert fetch(web.url("/"), robots="ignore", idle_seconds=2).body == b"a" * 10
 
 
 @pytest.mark.parametrize(

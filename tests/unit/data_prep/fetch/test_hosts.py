@@ -137,7 +137,7 @@ def test_a_later_pass_asks_it_once_more(web, monkeypatch):
     async def run():
         config = DownloadConfig(
             **{"allow_private_hosts": ["127.0.0.2"], "robots": "ignore", "retries": 0},
-            **{"per_host": 1, "idle_seconds": 0.5},
+            **{"per_host": 1, "idle_seconds": 1.0},
         )
         async with Fetcher(config) as fetcher:
             first = [await fetcher.fetch(web.url(f"/?{i}")) for i in range(7)]
