@@ -11,13 +11,12 @@ import hashlib
 import json
 from collections.abc import Iterable
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 
 from data_prep.errors import ConfigError, Problem
 from data_prep.schema import Manifest
-from data_prep.storage import Folder, write_file
+from data_prep.storage import Folder
 
 SHARDS_AT_ONCE = 256
 
@@ -78,12 +77,12 @@ class Bitmap:
 
 
 def write_bitmap(
-    folder: Path, manifest: Manifest, name: str, kept: Iterable[np.ndarray], made_by: str
+    folder: Folder, manifest: Manifest, name: str, kept: Iterable[np.ndarray], made_by: str
 ) -> None:
     """Write a selection; it is there under its name only when it is whole.
 
     Args:
-        folder: where `bitmaps/` is, mostly the dataset folder.
+        folder: the dataset folder, on a disk or in a store.
         manifest: of the dataset.
         name: of the selection.
         kept: bool array of every shard, in the order of the manifest.
@@ -91,6 +90,7 @@ def write_bitmap(
 
     Raises:
         ValueError: an array does not have as many values as its shard has samples.
+        OSError: it cannot be written.
     """
     parts, count = [], 0
     for shard, keep in zip(manifest.shards, kept, strict=True):
@@ -101,14 +101,12 @@ def write_bitmap(
     bits = np.concatenate(parts) if parts else np.empty(0, np.uint8)
     note = {"dataset": manifest.fingerprint, "kept": count, "made_by": made_by}
     note["bits"] = hashlib.sha256(bits).hexdigest()
-    bitmaps = folder / "bitmaps"
-    bitmaps.mkdir(parents=True, exist_ok=True)
     # Without its note there is no selection: an older one of that name ends here.
-    (bitmaps / f"{name}.json").unlink(missing_ok=True)
+    folder.remove(f"bitmaps/{name}.json")
     data = BytesIO()
     np.save(data, bits)
-    write_file(bitmaps / f"{name}.npy", data.getvalue())
-    write_file(bitmaps / f"{name}.json", json.dumps(note).encode())
+    folder.write(f"bitmaps/{name}.npy", data.getvalue())
+    folder.write(f"bitmaps/{name}.json", json.dumps(note).encode())
 
 
 def read_bitmap(folder: Folder, manifest: Manifest, name: str, key: str) -> tuple[Bitmap, str]:

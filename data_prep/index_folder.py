@@ -8,12 +8,11 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from multiprocessing import get_context, parent_process
+from concurrent.futures import FIRST_COMPLETED, wait
 from pathlib import Path
-from threading import Thread
 
 from data_prep.errors import ConfigError, Problem
+from data_prep.pool import worker_pool
 from data_prep.schema import MANIFEST_NAME, Manifest, ShardEntry, canonical_hash
 from data_prep.storage import Folder, write_file
 from data_prep.tar_index import NOTE_SUFFIX, index_tar
@@ -134,8 +133,7 @@ def _index_all(
 
     # A tar is one task; the pool never holds more than it can work on.
     workers = workers or len(os.sched_getaffinity(0))
-    context = get_context("forkserver")
-    with ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
+    with worker_pool(workers) as pool:
         running: dict = {}
         for number, (name, path) in enumerate(zip(names, paths, strict=True)):
             note_path = index / f"{number:06d}{NOTE_SUFFIX}"
@@ -158,8 +156,3 @@ def _collect(running: dict, done: Callable[[int, dict], None]) -> None:
     finished, _ = wait(running, return_when=FIRST_COMPLETED)
     for task in finished:
         done(running.pop(task), task.result())
-
-
-def _end_with_parent() -> None:
-    """A pool whose owner is killed would wait for work for ever."""
-    Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()

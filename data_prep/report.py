@@ -25,6 +25,8 @@ td.number { text-align: right; font-variant-numeric: tabular-nums }
 .bar { background: #4878a8; height: .8rem; min-width: 1px }
 .bar.lost { background: #c06040 }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: 1rem }
+.pairs { grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)) }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: .3rem }
 figure { margin: 0 } figure img { width: 100%; border: 1px solid #ddd }
 figcaption { font-size: 12px; overflow-wrap: anywhere }
 code { font-size: 12px; overflow-wrap: anywhere }
@@ -46,14 +48,14 @@ def write_report(folder: Folder, manifest: Manifest, sizes: Sequence[int]) -> No
         f"({share:.1f}%) in <b>{len(manifest.shards):,}</b> shards, {size:,.1f} MB.</p>",
         f"<p><code>dataset {manifest.fingerprint}</code></p>",
         "<h2>How the rows ended</h2>",
-        _bars(
+        bars(
             [
                 (status, count, "" if status == "ok" else " lost")
                 for status, count in sorted(manifest.statuses.items(), key=lambda kv: -kv[1])
             ]
         ),
         "<h2>Longer side of the originals, pixels</h2>",
-        _bars([(label, n, "") for label, n in zip(_SIZE_LABELS, sizes, strict=True) if n]),
+        bars([(label, n, "") for label, n in zip(_SIZE_LABELS, sizes, strict=True) if n]),
         "<h2>First samples</h2>",
         _thumbnails(folder, manifest),
     ]
@@ -78,7 +80,7 @@ def write_page(path: Path, title: str, parts: list[str]) -> Path:
     return path
 
 
-def _bars(rows: list[tuple[str, int, str]]) -> str:
+def bars(rows: list[tuple[str, int, str]]) -> str:
     """A table of label, count and a bar of that length; the third item is a CSS class."""
     most = max((count for _, count, _ in rows), default=0) or 1
     return (
@@ -89,6 +91,16 @@ def _bars(rows: list[tuple[str, int, str]]) -> str:
             for label, count, kind in rows
         )
         + "</table>"
+    )
+
+
+def figure(image: bytes, text: str) -> str:
+    """An encoded image with text below it."""
+    data = base64.b64encode(image).decode()
+    return (
+        # Browsers go by the bytes themselves, so one type serves all formats.
+        f"<figure><img src='data:image/jpeg;base64,{data}' alt=''>"
+        f"<figcaption>{html.escape(text)}</figcaption></figure>"
     )
 
 
@@ -106,10 +118,5 @@ def _thumbnails(folder: Folder, manifest: Manifest) -> str:
             span = file.read(int(record["bytes"]))
             at = int(record["offset"]) + len(span)
             _, (image, text) = sample_parts(span)
-            data = base64.b64encode(image).decode()
-            figures.append(
-                # Browsers go by the bytes themselves, so one type serves all formats.
-                f"<figure><img src='data:image/jpeg;base64,{data}' alt=''>"
-                f"<figcaption>{html.escape(text)}</figcaption></figure>"
-            )
+            figures.append(figure(image, text))
     return f"<div class=grid>{''.join(figures)}</div>"

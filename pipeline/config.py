@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from data_prep.config import IngestConfig, flatten_dict
+from data_prep.curate.config import CurateConfig
 from data_prep.errors import ConfigError, Problem
 from model.config import LossConfig, ModelConfig, TowerConfig
 from pipeline.checkpoint.config import CheckpointConfig
@@ -87,6 +88,7 @@ class RunConfig(IngestRunConfig):
         "flamingo", description="what is trained: the Flamingo, its image tower or language tower"
     )
     data: DataConfig
+    curate: CurateConfig = Field(default_factory=CurateConfig)
     model: ModelConfig
     tower: TowerConfig = Field(default_factory=TowerConfig)
     loss: LossConfig = Field(default_factory=LossConfig)

@@ -10,8 +10,9 @@ Submits ingest -> curate -> features -> pretrain -> evaluate and prints the job 
 the one before has ended well (afterok); when that fails, those behind it are cancelled.
 
   --from STAGE, --until STAGE   only these stages and those between
-  --curate SCRIPT               your own batch script between ingest and what follows; it gets CONFIG
-                                and the overrides
+  --curate                      the rules of the section curate, by slurm/curate.sh; what follows trains on
+                                what they keep when data.sources.NAME.bitmaps=[curated] says so
+  --curate=SCRIPT               your own batch script in its place; it gets CONFIG and the overrides
   --features                    features of the frozen image tower before pretrain
   --array                       a job for each source of ingest.sources, side by side
   --array=0-9%3                 so many, at most 3 at a time; nothing has to be read here to count them
@@ -43,10 +44,11 @@ known_stage() { # known_stage OPTION NAME
 
 while (($# > 0)); do
   case $1 in
-    --from | --until | --curate | --sbatch) (($# > 1)) || refuse "$1 wants a value, see --help" ;;&
+    --from | --until | --sbatch) (($# > 1)) || refuse "$1 wants a value, see --help" ;;&
     --from) known_stage "$1" "$2"; from=$2; shift ;;
     --until) known_stage "$1" "$2"; until=$2; shift ;;
-    --curate) curate=$2; shift ;;
+    --curate) curate=own ;;
+    --curate=*) curate=${1#*=} ;;
     --sbatch)
       [[ $2 == *=* ]] || refuse "--sbatch: '$2' is not STAGE=OPTIONS, as in pretrain=\"--nodes=4\""
       known_stage "$1" "${2%%=*}"
@@ -64,7 +66,7 @@ while (($# > 0)); do
   shift
 done
 (($# > 0)) || refuse "which run? slurm/submit_all.sh [OPTION ...] CONFIG [section.key=value ...], see --help"
-[[ -z $curate || -f $curate ]] || refuse "--curate: there is no file $curate; name a batch script"
+[[ -z $curate || $curate == own || -f $curate ]] || refuse "--curate: there is no file $curate; name a batch script"
 
 # The stages that are asked for, in order.
 chosen=() within=$([[ -n $from ]] || echo 1)
@@ -76,7 +78,7 @@ for stage in "${stages[@]}"; do
 done
 ((${#chosen[@]} > 0)) ||
   refuse "no stage is left from '${from:-ingest}' until '${until:-evaluate}':" \
-    "curate wants --curate SCRIPT, features wants --features"
+    "curate wants --curate, features wants --features"
 
 ROSEATE_HOME=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export ROSEATE_HOME
@@ -108,7 +110,7 @@ for stage in "${chosen[@]}"; do
   [[ -z $previous ]] || command+=("--dependency=afterok:$previous" --kill-on-invalid-dep=yes)
   [[ $stage != ingest || -z $array ]] || command+=("--array=$array")
   script=$ROSEATE_HOME/slurm/$stage.sh
-  [[ $stage != curate ]] || script=$curate
+  [[ $stage != curate || $curate == own ]] || script=$curate
   command+=("$script" "$@")
   if [[ -n $dry_run ]]; then
     printf '%q ' "${command[@]}"

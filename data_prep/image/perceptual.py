@@ -24,6 +24,11 @@ def phash(picture: Image.Image) -> int:
     return _as_int(_above_median(picture) > 0)
 
 
+def firm_phash(picture: Image.Image) -> int:
+    """As `phash`, but 0 where noise decides the bit, so that copies of a picture have the same."""
+    return _as_int(_above_median(picture) > _OPEN)
+
+
 def mismatch(expected: int, pictures: Iterable[Image.Image], max_distance: int) -> str | None:
     """Why none of the pictures is the one with the expected hash; None where one is.
 

@@ -65,6 +65,29 @@ def index(
     show_summary(summary, json_path)
 
 
+@app.command(epilog="Example: roseate curate demo curate.same_text=20 --dry-run")
+def curate(
+    config: Config,
+    overrides: Overrides = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="processes, one per CPU")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="write the page, and no selection")
+    ] = False,
+    json_path: Json = None,
+) -> None:
+    """Leave samples out of data.sources by rules, images that look alike above all. Run again to go on.
+
+    Writes a selection beside each dataset's index, which data.sources.NAME.bitmaps names; no shard is
+    rewritten. Under srun or torchrun the processes divide the shards.
+    """
+    from pipeline.commands.curate import curate as run_curate
+
+    run = load_config(config, overrides or ())
+    summary = run_curate(run, workers=workers, dry_run=dry_run)
+    if summary is not None:
+        show_summary(summary, json_path)
+
+
 @app.command(epilog="Example: roseate features demo data.features=/fast/features --cost")
 def features(
     config: Config,

@@ -21,19 +21,9 @@ from pipeline.features.tower_encoder import TowerEncoder, load_encoder, time_tow
 from pipeline.formats import flamingo_features
 from pipeline.progress import RunProgress
 from pipeline.run_check import check_features
+from pipeline.share import find_share
 
 MOST_THREADS = 16
-
-
-def find_share() -> tuple[int, int, int]:
-    """Rank, number of processes and rank on this node: of torchrun or slurm/, of srun alone, or 0, 1, 0."""
-    environment = os.environ
-    if "RANK" not in environment and "SLURM_STEP_NUM_TASKS" in environment:
-        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
-    else:
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    defaults = ("0", "1", "0")
-    return tuple(int(environment.get(n, d)) for n, d in zip(names, defaults, strict=True))
 
 
 @dataclass(frozen=True)

@@ -15,21 +15,17 @@ pytestmark = pytest.mark.cluster
 
 SUBMIT_ALL = str(REPOSITORY / "slurm" / "submit_all.sh")
 SMALL = ("ingest.shard_rows=10", "ingest.image.size=64", "evaluation.pictures=1")
-# What a selection would be made of is there when it starts.
-CURATE = """#!/usr/bin/env bash
-#SBATCH --job-name=curate --output=%x-%j.log
-for source in laion cc12m held_out; do ls "$PWD/data/$source/manifest.json"; done
-echo "curates $*"
-"""
+SELECTED = [f"data.sources.{name}.bitmaps=[curated]" for name in ("laion", "cc12m")]
 
 
 def test_from_tables_to_captions(cluster, tmp_path):
     write_towers(tmp_path)
     web = SceneWeb(tmp_path / "web")
     build_scene_web(web.folder, scenes=100, held_out=24, seed=0, base_url=web.base_url)
-    (tmp_path / "curate.sh").write_text(CURATE)
-    run = ("demo", f"root={tmp_path}", *OVERRIDES, *SMALL, f"data.features={tmp_path}/features")
-    options = ("--array", "--sbatch", "ingest=--nodes=1", "--curate", "curate.sh", "--features")
+    run = ("demo", f"root={tmp_path}", *OVERRIDES, *SMALL, *SELECTED)
+    run += ("curate.characters={max: 60}", f"data.features={tmp_path}/features")
+    nodes = ("--sbatch", "ingest=--nodes=1", "--sbatch", "curate=--nodes=2 --cpus-per-task=1")
+    options = ("--array", *nodes, "--curate", "--features")
     with web:
         table = cluster.run(SUBMIT_ALL, *options, *run, cwd=tmp_path)
         rows = [line.split() for line in table.splitlines()]
@@ -46,7 +42,11 @@ def test_from_tables_to_captions(cluster, tmp_path):
     for number, source in enumerate(("laion", "cc12m", "held_out")):
         assert f"source {source}, number {number} of ingest.sources" in ingests
         assert load_manifest(tmp_path / "data" / source, "x").rows in (24, 50)
-    assert f"curates {run[0]} {run[1]}" in logs[f"curate-{jobs['curate']}.log"]
+    curated = logs[f"curate-{jobs['curate']}.log"]
+    summary = json.loads(curated[curated.index("\n{\n") : curated.rindex("\n}\n") + 3])
+    for name, source in summary["sources"].items():
+        assert 0 < source["kept"] < source["samples"] and source["left_out"]["characters"], name
+        assert (tmp_path / "data" / name / "bitmaps" / "curated.npy").exists()
     assert '"written": ' in logs[f"features-{jobs['features']}.log"]
     summary = json.loads((tmp_path / "flamingo" / "summary.json").read_text())
     assert (summary["finished"], summary["world_size"]) == (True, 2)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.helpers.bench import REPOSITORY, SCONTROL, SLURM, Bench
 
-SCRIPTS = ("ingest.sh", "features.sh", "pretrain.sh", "evaluate.sh")
+SCRIPTS = ("ingest.sh", "curate.sh", "features.sh", "pretrain.sh", "evaluate.sh")
 HEADER_FLAGS = {
     *("job-name", "nodes", "ntasks-per-node", "cpus-per-task", "time", "signal", "requeue"),
     *("open-mode", "output"),
@@ -166,7 +166,7 @@ def test_job_of_an_array_ingests_one_source(bench):
     assert "no sources to divide among the array's jobs" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["evaluate", "features"])
+@pytest.mark.parametrize("name", ["curate", "evaluate", "features"])
 def test_others_pass_everything_through(bench, name):
     done = bench.run(f"{name}.sh", *ARGUMENTS, CODES=json.dumps({name: 2}))
     assert done.returncode == 2

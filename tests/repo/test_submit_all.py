@@ -74,7 +74,7 @@ def test_all_stages_with_options_of_their_own(bench):
     own = bench.folder / "select.sh"
     own.touch()
     nodes = ("--sbatch", "pretrain=--nodes=4 --gpus-per-node=8", "--sbatch", "pretrain=--mem=0")
-    done = submit(bench, "--curate", str(own), "--features", "--array=0-9%3", *nodes, "demo")
+    done = submit(bench, f"--curate={own}", "--features", "--array=0-9%3", *nodes, "demo")
     assert done.returncode == 0, done.stderr
     assert submitted(bench) == [
         ["--parsable", "--array=0-9%3", script("ingest"), "demo"],
@@ -105,6 +105,7 @@ def test_mistakes_in_the_config_are_told_before_anything_is_submitted(bench):
         (["--from", "pretrain"], ["pretrain", "evaluate"]),
         (["--until", "pretrain"], ["ingest", "pretrain"]),
         (["--from", "features", "--until", "pretrain"], ["pretrain"]),
+        (["--curate", "--until", "pretrain"], ["ingest", "curate", "pretrain"]),
         (["--features", "--from", "features", "--until", "features"], ["features"]),
     ],
 )
@@ -146,13 +147,13 @@ def test_help_has_examples(bench):
         (["--from", "train", "demo"], "--from: there is no stage 'train'; name one of: ingest"),
         (["--sbatch", "--mem=0", "demo"], "--sbatch: there is no stage '--mem'; name one of:"),
         (["--sbatch", "x", "demo"], "--sbatch: 'x' is not STAGE=OPTIONS"),
-        (["--curate", "/nonexistent", "demo"], "--curate: there is no file /nonexistent"),
+        (["--curate=/nonexistent", "demo"], "--curate: there is no file /nonexistent"),
         (["--fast", "demo"], "--fast is no option of this script"),
         (
             ["--from", "pretrain", "--until", "ingest", "demo"],
             "no stage is left from 'pretrain' until 'ingest'",
         ),
-        (["--from", "curate", "--until", "curate", "demo"], "curate wants --curate SCRIPT"),
+        (["--from", "curate", "--until", "curate", "demo"], "curate wants --curate"),
     ],
 )
 def test_mistakes_are_said_so(bench, arguments, message):

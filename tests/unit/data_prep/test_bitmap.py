@@ -44,7 +44,7 @@ def folder(tmp_path):
 @pytest.mark.parametrize("sizes", [SIZES, [3], [0, 8], [0, 0], []])
 def test_what_was_written_is_read(folder, sizes):
     manifest, kept = make_manifest(sizes), draw(sizes)
-    write_bitmap(folder.path, manifest, "some", kept, "drawn")
+    write_bitmap(folder, manifest, "some", kept, "drawn")
     bitmap, digest = read_bitmap(folder, manifest, "some", "k")
     assert bitmap.counts().tolist() == [int(k.sum()) for k in kept]
     for shard, keep in enumerate(kept):
@@ -61,8 +61,8 @@ def test_what_was_written_is_read(folder, sizes):
 
 def test_and_keeps_what_both_keep(folder):
     manifest, one, two = make_manifest(), draw(), draw()
-    write_bitmap(folder.path, manifest, "one", one, "drawn")
-    write_bitmap(folder.path, manifest, "two", two, "drawn")
+    write_bitmap(folder, manifest, "one", one, "drawn")
+    write_bitmap(folder, manifest, "two", two, "drawn")
     both = (
         read_bitmap(folder, manifest, "one", "k")[0] & read_bitmap(folder, manifest, "two", "k")[0]
     )
@@ -75,7 +75,7 @@ def test_another_selection_has_another_hash(folder):
     manifest, kept = make_manifest(), draw()
     digests = set()
     for name in "ab":
-        write_bitmap(folder.path, manifest, name, kept, "drawn")
+        write_bitmap(folder, manifest, name, kept, "drawn")
         digests.add(read_bitmap(folder, manifest, name, "k")[1])
         kept[1] = ~kept[1]
     assert len(digests) == 2
@@ -85,21 +85,21 @@ def test_a_wrong_number_of_values_is_not_written(folder):
     kept = draw()
     kept[1] = kept[1][1:]
     with pytest.raises(ValueError, match="shard 000001 has 13 samples, not 12"):
-        write_bitmap(folder.path, make_manifest(), "some", kept, "drawn")
+        write_bitmap(folder, make_manifest(), "some", kept, "drawn")
     with pytest.raises(ValueError, match="zip"):
-        write_bitmap(folder.path, make_manifest(), "some", draw(SIZES[:-1]), "drawn")
+        write_bitmap(folder, make_manifest(), "some", draw(SIZES[:-1]), "drawn")
     assert not list(folder.path.iterdir())
 
 
 def test_a_selection_of_another_state_is_refused(folder):
-    write_bitmap(folder.path, make_manifest(), "some", draw(), "drawn")
+    write_bitmap(folder, make_manifest(), "some", draw(), "drawn")
     problem = refused(folder, make_manifest([*SIZES, 5]))
     assert problem.rule.startswith("was made for this state of the dataset")
     assert problem.remedy == "make the selection again"
 
 
 def test_bits_of_another_length_are_refused(folder):
-    write_bitmap(folder.path, make_manifest(), "some", draw(), "drawn")
+    write_bitmap(folder, make_manifest(), "some", draw(), "drawn")
     np.save(folder.path / "bitmaps" / "some.npy", np.zeros(3, np.uint8))
     assert refused(folder, make_manifest()).rule.startswith(
         "was made for this state of the dataset"
@@ -111,7 +111,7 @@ def test_bits_of_another_length_are_refused(folder):
     [("npy", b""), ("npy", b"half"), ("json", b"{"), ("json", b"{}"), ("json", b"[]")],
 )
 def test_a_broken_file_is_refused(folder, file, content):
-    write_bitmap(folder.path, make_manifest(), "some", draw(), "drawn")
+    write_bitmap(folder, make_manifest(), "some", draw(), "drawn")
     (folder.path / "bitmaps" / f"some.{file}").write_bytes(content)
     problem = refused(folder, make_manifest())
     assert problem.rule.startswith("can be read as a selection (")
@@ -119,7 +119,7 @@ def test_a_broken_file_is_refused(folder, file, content):
 
 
 def test_anything_but_bytes_is_refused(folder):
-    write_bitmap(folder.path, make_manifest(), "some", draw(), "drawn")
+    write_bitmap(folder, make_manifest(), "some", draw(), "drawn")
     np.save(folder.path / "bitmaps" / "some.npy", np.concatenate(draw()))
     rule = "can be read as a selection (1-dimensional bool instead of bytes)"
     assert refused(folder, make_manifest()).rule == rule
@@ -130,26 +130,26 @@ def test_an_unknown_name_tells_those_there_are(folder):
     assert problem.rule == f"is a selection in {folder.url}/bitmaps"
     assert problem.remedy == "this dataset has none"
     for name in ("large", "en.v2"):
-        write_bitmap(folder.path, make_manifest(), name, draw(), "drawn")
+        write_bitmap(folder, make_manifest(), name, draw(), "drawn")
     assert refused(folder, make_manifest(), "other").remedy == "name one of: en.v2, large"
 
 
 def test_killed_while_it_is_made_again_there_is_no_selection(folder, monkeypatch):
     """The old note never stands beside the new bits."""
-    write_bitmap(folder.path, make_manifest(), "some", draw(), "drawn")
+    write_bitmap(folder, make_manifest(), "some", draw(), "drawn")
 
     def killed(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("os.replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        write_bitmap(folder.path, make_manifest(), "some", draw(), "drawn")
+        write_bitmap(folder, make_manifest(), "some", draw(), "drawn")
     assert refused(folder, make_manifest()).remedy == "this dataset has none"
 
 
 def test_it_is_read_from_a_store(folder):
     manifest, kept = make_manifest(), draw()
-    write_bitmap(folder.path, manifest, "some", kept, "drawn")
+    write_bitmap(folder, manifest, "some", kept, "drawn")
     with s3_bucket() as bucket:
         store = Folder(bucket.upload(folder.path), "k")
         bitmap, digest = read_bitmap(store, manifest, "some", "k")

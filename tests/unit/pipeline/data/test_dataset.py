@@ -13,6 +13,7 @@ import webdataset
 from data_prep.bitmap import write_bitmap
 from data_prep.errors import ConfigError
 from data_prep.schema import load_manifest
+from data_prep.storage import Folder
 from pipeline.data import dataset as dataset_module
 from pipeline.data.dataset import Dataset, UnusableSampleError
 from pipeline.data.recent import files_at_once
@@ -69,7 +70,7 @@ def test_selections_keep_what_all_of_them_keep(folder):
     starts = np.cumsum([0, *SIZES])
     for name, keep in zip(("sharp", "english"), kept, strict=True):
         parts = [keep[a:b] for a, b in zip(starts, starts[1:], strict=False)]
-        write_bitmap(folder, manifest, name, parts, "drawn")
+        write_bitmap(Folder(str(folder), "k"), manifest, name, parts, "drawn")
     both = Dataset(str(folder), "k", bitmaps=["sharp", "english"])
     expected = np.flatnonzero(kept[0] & kept[1])
     assert keys(both) == [f"pairs/{n:09d}" for n in expected]

@@ -11,6 +11,7 @@ import pytest
 
 from data_prep.bitmap import write_bitmap
 from data_prep.schema import load_manifest
+from data_prep.storage import Folder
 from pipeline.data import feature_writer
 from pipeline.data.dataset import Dataset
 from pipeline.data.feature_writer import FeatureWriter
@@ -65,7 +66,7 @@ def docs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("writer") / "docs"
     write_dataset(folder, [9, 1, 11], damaged)
     kept = [np.arange(size) % 3 != 1 for size in (9, 1, 11)]
-    write_bitmap(folder, load_manifest(folder, "k"), "some", kept, "the test")
+    write_bitmap(Folder(str(folder), "k"), load_manifest(folder, "k"), "some", kept, "the test")
     return folder
 
 

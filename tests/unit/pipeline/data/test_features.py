@@ -11,6 +11,7 @@ import torch
 from data_prep.bitmap import write_bitmap
 from data_prep.errors import ConfigError
 from data_prep.schema import load_manifest
+from data_prep.storage import Folder
 from pipeline.batch_plan import BatchPlan
 from pipeline.data.batch import Batch
 from pipeline.data.config import DataConfig, ImageInputConfig
@@ -40,7 +41,9 @@ def root(tmp_path_factory) -> Path:
     write_dataset(root / "pairs", [13, 1, 40], damaged_pair)
     write_dataset(root / "docs", [9, 11], damaged_document)
     kept = [np.arange(9) % 3 != 0, np.arange(11) % 2 == 0]
-    write_bitmap(root / "docs", load_manifest(root / "docs", "k"), "some", kept, "the test")
+    write_bitmap(
+        Folder(str(root / "docs"), "k"), load_manifest(root / "docs", "k"), "some", kept, "the test"
+    )
     tower = root / "features" / "tower"
     for dataset in open_sources(settings(root)).values():
         write_all(DatasetFeatures(tower, dataset), 3)

@@ -15,6 +15,7 @@ import torch
 from data_prep.bitmap import write_bitmap
 from data_prep.errors import ConfigError, DataBudgetError
 from data_prep.schema import load_manifest
+from data_prep.storage import Folder
 from pipeline.batch_plan import BatchPlan
 from pipeline.data.batch import Batch
 from pipeline.data.config import DataConfig
@@ -39,7 +40,9 @@ def sources(tmp_path_factory) -> dict:
     write_dataset(root / "docs", [9, 11], interleaved)
     write_dataset(root / "few", [1, 1], lambda n: pair(500 + n))
     kept = [np.arange(9) % 3 != 0, np.arange(11) % 2 == 0]
-    write_bitmap(root / "docs", load_manifest(root / "docs", "k"), "some", kept, "the test")
+    write_bitmap(
+        Folder(str(root / "docs"), "k"), load_manifest(root / "docs", "k"), "some", kept, "the test"
+    )
     return {
         "pairs": {"path": str(root / "pairs"), "weight": 1.0},
         "docs": {"path": str(root / "docs"), "weight": 0.3, "bitmaps": ["some"]},

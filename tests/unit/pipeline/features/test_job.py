@@ -16,8 +16,9 @@ from pipeline.cli.main import app
 from pipeline.config import RunConfig
 from pipeline.data.loader import TrainStream
 from pipeline.features import job
-from pipeline.features.job import find_share, plan_features, write_features
+from pipeline.features.job import plan_features, write_features
 from pipeline.objectives import FlamingoObjective, LossScale, run_flamingo
+from pipeline.share import find_share
 from tests.helpers.dataset import write_dataset, write_scenes
 from tests.helpers.tiny import tiny_config, write_towers
 from tests.unit.pipeline.data.conftest import interleaved

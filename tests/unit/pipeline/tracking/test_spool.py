@@ -27,7 +27,7 @@ def test_a_torn_line_costs_itself_alone(tmp_path):
     """Torn at each of its bytes; where its newline alone is gone, the next start makes it whole."""
     whole = Spool(tmp_path / "whole")
     for n in range(4):
-        whole.append("tags", n=n, pad="ü\\" * n)
+        whole.append("tags", n=n, pad="\u00fc\\" * n)
     data = (tmp_path / "whole" / SPOOL).read_bytes()
     *_, begin, end = [end for _, end in rows(tmp_path / "whole" / SPOOL)]
     for size in range(begin, end):

@@ -1,0 +1,98 @@
+"""Which samples show what an earlier one shows, over any number of datasets.
+
+Two images are similar when their hashes differ in few bits and their miniatures in few levels. Hashes
+that differ in at most d bits agree in one of d + 1 bands, so that only those with a band in common are
+compared (Manku et al. 2007, "Detecting Near-Duplicates for Web Crawling", section 3). In a band of very
+many the comparison ends MOST_NEIGHBOURS behind each, in order of their hashes.
+
+40 bytes a sample in memory, and 8 for each pair that is similar.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from data_prep.image.perceptual import HASH_BITS
+
+MOST_NEIGHBOURS = 1000
+_PAIRS_AT_ONCE = 1 << 16
+# Miniatures, uint8 [n, ...], of n samples by their numbers.
+Miniatures = Callable[[np.ndarray], np.ndarray]
+
+
+def similar_to_earlier(
+    hashes: np.ndarray,
+    miniatures: Miniatures,
+    *,
+    hash_distance: int,
+    miniature_distance: int,
+    fixed: int = 0,
+    among_rest: bool = True,
+) -> np.ndarray:
+    """Which samples are similar to an earlier one that stays; int64, the number of that one, or -1.
+
+    In order: a sample stays unless it is similar to one that stays. That one may itself be unlike a
+    third that the sample is similar to, so chains are not drawn together.
+
+    Args:
+        hashes: uint64 of each.
+        miniatures: of some of them.
+        hash_distance: bits that may differ.
+        miniature_distance: levels that may differ anywhere.
+        fixed: so many of the first stay in any case.
+        among_rest: whether those behind them are held against each other too.
+    """
+    later, earlier = _similar_pairs(hashes, miniatures, hash_distance, miniature_distance)
+    found = np.full(len(hashes), -1, np.int64)
+    for one, two in zip(later.tolist(), earlier.tolist(), strict=True):
+        stays = two < fixed or (among_rest and found[two] < 0)
+        if one >= fixed and found[one] < 0 and stays:
+            found[one] = two
+    return found
+
+
+def repeated(values: np.ndarray, most: int) -> np.ndarray:
+    """Which of the values have occurred so many times before, bool."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(values) else order
+    sizes = np.diff(np.r_[starts, len(values)])
+    rank = np.arange(len(values)) - np.repeat(starts, sizes)
+    found = np.zeros(len(values), bool)
+    found[order] = rank >= most
+    return found
+
+
+def _similar_pairs(
+    hashes: np.ndarray, miniatures: Miniatures, hash_distance: int, miniature_distance: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(later, earlier) of all similar pairs, in order of the later, then of the earlier."""
+    found = [np.empty((0, 2), np.int64)]
+    for pairs in _near_pairs(hashes, hash_distance):
+        for start in range(0, len(pairs), _PAIRS_AT_ONCE):
+            some = pairs[start : start + _PAIRS_AT_ONCE]
+            one, two = (miniatures(some[:, side]).astype(np.int16) for side in (0, 1))
+            apart = np.abs(one - two).reshape(len(some), -1).max(axis=1)
+            found.append(some[apart <= miniature_distance])
+    pairs = np.unique(np.concatenate(found), axis=0)  # a pair may share several bands
+    return pairs[:, 0], pairs[:, 1]
+
+
+def _near_pairs(hashes: np.ndarray, distance: int) -> Iterator[np.ndarray]:
+    """int64 [n, 2] of (later, earlier) whose hashes differ in few bits; some more than once."""
+    edges = np.linspace(0, HASH_BITS, distance + 2).astype(int)
+    for low, high in zip(edges, edges[1:], strict=False):
+        width = int(high - low)
+        turned = hashes if not low else hashes << np.uint64(low) | hashes >> np.uint64(64 - low)
+        order = np.argsort(turned, kind="stable")  # the band in the highest bits, the rest below
+        turned = turned[order]
+        band = turned >> np.uint64(64 - width) if width < HASH_BITS else turned
+        left = np.arange(len(order))
+        for ahead in range(1, MOST_NEIGHBOURS + 1):
+            left = left[left + ahead < len(order)]
+            left = left[band[left] == band[left + ahead]]
+            if not len(left):
+                break
+            near = np.bitwise_count(turned[left] ^ turned[left + ahead]) <= distance
+            pairs = np.stack([order[left[near]], order[left[near] + ahead]], axis=1)
+            yield np.sort(pairs, axis=1)[:, ::-1]

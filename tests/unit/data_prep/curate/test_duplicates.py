@@ -1,0 +1,104 @@
+"""Against every pair compared with every other, on hashes drawn anew with many that are near."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from data_prep.curate import duplicates
+from data_prep.curate.duplicates import repeated, similar_to_earlier
+
+RANDOM = np.random.default_rng()
+
+
+def draw(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes and miniatures, half of them near to another's."""
+    hashes = RANDOM.integers(0, 2**64, count, dtype=np.uint64)
+    small = RANDOM.integers(0, 256, (count, 2, 2, 3)).astype(np.uint8)
+    for number in RANDOM.permutation(count)[: count // 2]:
+        like = RANDOM.integers(count)
+        hashes[number] = hashes[like]
+        for _ in range(RANDOM.integers(0, 9)):
+            hashes[number] ^= np.uint64(1) << np.uint64(RANDOM.integers(64))
+        width = RANDOM.integers(0, 25)
+        noise = RANDOM.integers(-width, width + 1, small[like].shape)
+        small[number] = np.clip(small[like].astype(int) + noise, 0, 255).astype(np.uint8)
+    return hashes, small
+
+
+def by_hand(hashes, small, hash_distance, miniature_distance, fixed, among_rest) -> list[int]:
+    found = []
+    for one in range(len(hashes)):
+        found.append(-1)
+        for two in range(one if one >= fixed else 0):
+            bits = int(hashes[one] ^ hashes[two]).bit_count()
+            levels = np.abs(small[one].astype(int) - small[two]).max()
+            stays = two < fixed or (among_rest and found[two] < 0)
+            if stays and bits <= hash_distance and levels <= miniature_distance:
+                found[one] = two
+                break
+    return found
+
+
+@pytest.mark.parametrize("distance", range(8))
+@pytest.mark.parametrize(("fixed", "among_rest"), [(0, True), (40, True), (40, False)])
+def test_equals_a_comparison_of_all_with_all(distance, fixed, among_rest):
+    hashes, small = draw(300)
+    limits = {"hash_distance": distance, "miniature_distance": 16}
+    found = similar_to_earlier(
+        hashes, lambda n: small[n], **limits, fixed=fixed, among_rest=among_rest
+    )
+    assert found.tolist() == by_hand(hashes, small, distance, 16, fixed, among_rest)
+
+
+def test_chains_are_not_drawn_together():
+    """The second is like the first, the third like the second alone: it stays."""
+    hashes = np.array([0b000, 0b011, 0b111], np.uint64)
+    small = np.zeros((3, 1), np.uint8)
+    found = similar_to_earlier(hashes, lambda n: small[n], hash_distance=2, miniature_distance=0)
+    assert found.tolist() == [-1, 0, -1]
+
+
+def test_of_very_many_alike_only_neighbours_are_compared_and_one_stays_of_each(monkeypatch):
+    monkeypatch.setattr(duplicates, "MOST_NEIGHBOURS", 5)
+    hashes, calls = np.zeros(100, np.uint64), []
+
+    def miniatures(numbers):
+        calls.append(len(numbers))
+        return np.zeros((len(numbers), 1), np.uint8)
+
+    found = similar_to_earlier(hashes, miniatures, hash_distance=0, miniature_distance=0)
+    assert sum(calls) == 2 * sum(100 - ahead for ahead in range(1, 6))
+    assert (found < 0).sum() == 17, "one of six that follow one another"
+
+
+def test_pairs_are_looked_at_some_at_a_time(monkeypatch):
+    hashes, small = draw(200)
+    limits = {"hash_distance": 3, "miniature_distance": 16}
+    whole = similar_to_earlier(hashes, lambda n: small[n], **limits)
+    monkeypatch.setattr(duplicates, "_PAIRS_AT_ONCE", 7)
+
+    def few(numbers):
+        assert len(numbers) <= 7
+        return small[numbers]
+
+    assert np.array_equal(whole, similar_to_earlier(hashes, few, **limits))
+
+
+@pytest.mark.parametrize("count", [0, 1, 500])
+@pytest.mark.parametrize("most", [1, 2, 30])
+def test_repeated_counts_in_order(count, most):
+    values = RANDOM.integers(0, 20, count).astype(np.uint64)
+    seen, expected = Counter(), []
+    for value in values.tolist():
+        expected.append(seen[value] >= most)
+        seen[value] += 1
+    assert repeated(values, most).tolist() == expected
+
+
+def test_nothing_is_similar_to_nothing():
+    nothing = np.empty(0, np.uint64)
+    found = similar_to_earlier(
+        nothing, lambda n: np.empty((len(n), 1)), hash_distance=3, miniature_distance=1
+    )
+    assert len(found) == 0
