@@ -16,6 +16,8 @@ from data_prep.examples.openclipart import OpenClipartWeb, build_openclipart_tab
 from data_prep.examples.tables import build_scene_web
 from data_prep.examples.web import SceneWeb
 from data_prep.ports import free_port
+from data_prep.schema import load_manifest
+from pipeline.commands.curate import curate
 from pipeline.commands.ingest import ingest
 from pipeline.config import RunConfig, load_config
 from pipeline.report import write_report
@@ -59,7 +61,7 @@ def run_demo(
 
 
 def run_openclipart(overrides: list[str], limit: int | None, processes: int) -> dict:
-    """nginx -> ingest -> Flamingo of SmolLM2-135M and EfficientNet-Lite0 -> captions of held-out drawings."""
+    """nginx -> ingest -> curate -> Flamingo of SmolLM2-135M and EfficientNet-Lite0 -> captions."""
     config = load_config("openclipart", overrides)
     root = Path(config.root)
     began = time.perf_counter()
@@ -72,12 +74,28 @@ def run_openclipart(overrides: list[str], limit: int | None, processes: int) -> 
     _say("fetching the drawings through Ray from nginx on loopback")
     with OpenClipartWeb(web, port=port):
         summary = {"ingest": ingest(config)}
+    _say("leaving out drawings that look like another, and texts that many of them share")
+    summary["curate"] = _curate(config)
     _say(f"training the Flamingo: {processes} processes, both towers frozen")
     summary["train"] = _train("openclipart", overrides, root, processes=processes)
     _say("captioning held-out drawings")
     summary["evaluate"] = _command(["evaluate", "openclipart", *overrides], root / "evaluate.json")
     summary["seconds"] = time.perf_counter() - began
     return _finish(config, summary)
+
+
+def _curate(config: RunConfig) -> dict:
+    """Curate, unless the same datasets have been curated here by the same rules; its summary."""
+    result, rules = Path(config.root) / "curate.json", config.curate.model_dump(mode="json")
+    if result.is_file():
+        known = json.loads(result.read_text())
+        sources = known["sources"].items()
+        now = {n: load_manifest(s["folder"], "data.sources").fingerprint for n, s in sources}
+        if known["rules"] == rules and now == {n: s["fingerprint"] for n, s in sources}:
+            return known
+    summary = curate(config) | {"rules": rules}
+    result.write_text(json.dumps(summary, indent=1))
+    return summary
 
 
 def _train(preset: str, overrides: list[str], root: Path, *, processes: int) -> dict:

@@ -53,6 +53,7 @@ def write_report(config: RunConfig, summary: dict) -> Path:
         *_pictures(summary.get("evaluate", {}).get("page")),
         "<h2>Rows</h2>",
         _table(_rows(config, root, summary["ingest"]["sources"])),
+        *_curated(root, summary.get("curate")),
         "<h2>Training</h2>",
         _table(_runs(summary)),
         "<h2>Where to look</h2>",
@@ -77,6 +78,19 @@ def _rows(config: RunConfig, root: Path, sources: dict) -> list[list[str]]:
         link = f"<a href='{html.escape(page)}'>look</a>"
         rows.append([html.escape(name), f"{source['rows']:,}", html.escape(ended), link])
     return rows
+
+
+def _curated(root: Path, summary: dict | None) -> list[str]:
+    if summary is None:
+        return []
+    page = html.escape(os.path.relpath(summary["page"], root))
+    rows = [["source", "samples", "stay", "left out", "report"]]
+    for name, source in summary["sources"].items():
+        left_out = ", ".join(f"{count:,} {rule}" for rule, count in source["left_out"].items())
+        counts = f"{source['samples']:,}", f"{source['kept']:,}"
+        link = f"<a href='{page}'>look</a>"
+        rows.append([html.escape(name), *counts, html.escape(left_out), link])
+    return ["<h2>Curation</h2>", _table(rows)]
 
 
 def _runs(summary: dict) -> list[list[str]]:

@@ -50,7 +50,10 @@ class CurateConfig(BaseModel):
         3, ge=0, le=7, description="bits of 64 in which the hashes of similar images may differ"
     )
     miniature_distance: int = Field(
-        16, ge=0, le=255, description="levels by which their miniatures may differ anywhere"
+        16,
+        ge=0,
+        le=255,
+        description="levels by which their miniatures may differ anywhere, faint ones less",
     )
     same_text: int | None = Field(
         None, ge=1, description="samples that may have one and the same text; null: any number"

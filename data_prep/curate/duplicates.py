@@ -15,6 +15,9 @@ import numpy as np
 from data_prep.image.perceptual import HASH_BITS
 
 MOST_NEIGHBOURS = 1000
+# Of thin lines on white little is left in a miniature: they may differ in a quarter of their own contrast,
+# yet in as much as a copy that is encoded anew does.
+CONTRAST_SHARE, LEAST_LEVELS = 4, 2
 _PAIRS_AT_ONCE = 1 << 16
 # Miniatures, uint8 [n, ...], of n samples by their numbers.
 Miniatures = Callable[[np.ndarray], np.ndarray]
@@ -38,7 +41,7 @@ def similar_to_earlier(
         hashes: uint64 of each.
         miniatures: of some of them.
         hash_distance: bits that may differ.
-        miniature_distance: levels that may differ anywhere.
+        miniature_distance: levels that may differ anywhere, at most.
         fixed: so many of the first stay in any case.
         among_rest: whether those behind them are held against each other too.
     """
@@ -72,10 +75,17 @@ def _similar_pairs(
         for start in range(0, len(pairs), _PAIRS_AT_ONCE):
             some = pairs[start : start + _PAIRS_AT_ONCE]
             one, two = (miniatures(some[:, side]).astype(np.int16) for side in (0, 1))
-            apart = np.abs(one - two).reshape(len(some), -1).max(axis=1)
-            found.append(some[apart <= miniature_distance])
+            found.append(some[_look_alike(one, two, miniature_distance)])
     pairs = np.unique(np.concatenate(found), axis=0)  # a pair may share several bands
     return pairs[:, 0], pairs[:, 1]
+
+
+def _look_alike(one: np.ndarray, two: np.ndarray, most: int) -> np.ndarray:
+    """Bool of each pair of miniatures, int16 [n, ...]; faint pictures may differ in less."""
+    one, two = one.reshape(len(one), -1), two.reshape(len(two), -1)
+    contrast = np.minimum(np.ptp(one, axis=1), np.ptp(two, axis=1))
+    allowed = np.minimum(np.maximum(contrast // CONTRAST_SHARE, LEAST_LEVELS), most)
+    return np.abs(one - two).max(axis=1) <= allowed
 
 
 def _near_pairs(hashes: np.ndarray, distance: int) -> Iterator[np.ndarray]:

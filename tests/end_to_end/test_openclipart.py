@@ -39,7 +39,18 @@ def test_first_drawings_from_svg_metadata_to_captions(tmp_path):
     (source,) = summary["ingest"]["sources"].values()
     assert source["rows"] == sum(source["statuses"].values()) == 60
     assert source["statuses"]["ok"] > 50
+    (curated,) = summary["curate"]["sources"].values()
+    assert curated["samples"] == source["statuses"]["ok"]
+    assert curated["kept"] + sum(curated["left_out"].values()) == curated["samples"]
+    assert curated["left_out"]["similar_images"] > 0
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    above = {
+        client.get_run(summary[stage]["mlflow_run_id"]).data.tags["mlflow.parentRunId"]
+        for stage in ("ingest", "curate", "train")
+    }
+    assert len(above) == 1, "beside each other below one run"
+    report = (tmp_path / "report.html").read_text()
+    assert "href='curation/curation.html'" in report
     trained = client.get_run(summary["train"]["mlflow_run_id"])
     assert {"held_out_loss", "held_out_loss_zero_image"} <= trained.data.metrics.keys()
     page = Path(summary["evaluate"]["page"])

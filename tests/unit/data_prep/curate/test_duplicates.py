@@ -14,7 +14,8 @@ RANDOM = np.random.default_rng()
 def draw(count: int) -> tuple[np.ndarray, np.ndarray]:
     """Hashes and miniatures, half of them near to another's."""
     hashes = RANDOM.integers(0, 2**64, count, dtype=np.uint64)
-    small = RANDOM.integers(0, 256, (count, 2, 2, 3)).astype(np.uint8)
+    strength = RANDOM.choice([0.1, 1.0], (count, 1, 1, 1))  # some are faint
+    small = (RANDOM.integers(0, 256, (count, 2, 2, 3)) * strength).astype(np.uint8)
     for number in RANDOM.permutation(count)[: count // 2]:
         like = RANDOM.integers(count)
         hashes[number] = hashes[like]
@@ -33,8 +34,10 @@ def by_hand(hashes, small, hash_distance, miniature_distance, fixed, among_rest)
         for two in range(one if one >= fixed else 0):
             bits = int(hashes[one] ^ hashes[two]).bit_count()
             levels = np.abs(small[one].astype(int) - small[two]).max()
+            contrast = min(int(s.max()) - int(s.min()) for s in (small[one], small[two]))
             stays = two < fixed or (among_rest and found[two] < 0)
-            if stays and bits <= hash_distance and levels <= miniature_distance:
+            allowed = min(miniature_distance, max(contrast // 4, 2))
+            if stays and bits <= hash_distance and levels <= allowed:
                 found[one] = two
                 break
     return found

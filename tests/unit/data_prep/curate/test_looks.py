@@ -7,6 +7,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from data_prep.curate.config import CurateConfig
+from data_prep.curate.duplicates import similar_to_earlier
 from data_prep.curate.looks import SIDE, look_at
 from data_prep.image.formats import DECODE_ERRORS
 
@@ -36,9 +37,9 @@ def pack(picture: Image.Image, kind: str = "PNG", **options) -> bytes:
 
 def are_similar(one: bytes, two: bytes) -> bool:
     (first, small), (second, other) = look_at(one), look_at(two)
-    bits = (first ^ second).bit_count()
-    levels = np.abs(small.astype(int) - other.astype(int)).max()
-    return bits <= LIMITS.hash_distance and levels <= LIMITS.miniature_distance
+    hashes, miniatures = np.array([first, second], np.uint64), np.stack([small, other])
+    limits = {name: getattr(LIMITS, name) for name in ("hash_distance", "miniature_distance")}
+    return similar_to_earlier(hashes, lambda n: miniatures[n], **limits)[1] == 0
 
 
 @pytest.mark.parametrize("make", [photo, drawing])
@@ -62,6 +63,24 @@ def test_other_pictures_are_not():
     pictures = [pack(photo()) for _ in range(12)]
     alike = [(a, b) for a in range(12) for b in range(a) if are_similar(pictures[a], pictures[b])]
     assert not alike
+
+
+def test_thin_lines_on_white_are_told_apart():
+    """Rings of other sizes, whose miniatures are nearly white."""
+    rings = []
+    for radius in (60, 80, 100, 120):
+        picture = Image.new("RGB", (300, 300), "white")
+        box = (150 - radius, 150 - radius, 150 + radius, 150 + radius)
+        ImageDraw.Draw(picture).ellipse(box, outline=(120, 120, 120))
+        rings.append(pack(picture))
+    assert not [(a, b) for a in range(4) for b in range(a) if are_similar(rings[a], rings[b])]
+    blank = pack(Image.new("RGB", (300, 300), "white"))
+    assert not any(are_similar(ring, blank) for ring in rings)
+    assert all(are_similar(ring, encoded_anew(ring)) for ring in rings)
+
+
+def encoded_anew(data: bytes) -> bytes:
+    return pack(Image.open(io.BytesIO(data)), "JPEG", quality=90)
 
 
 def test_another_colour_is_another_picture():
