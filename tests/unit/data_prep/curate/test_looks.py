@@ -55,8 +55,8 @@ def are_similar(one: bytes, two: bytes) -> bool:
 )
 def test_copies_are_similar(make, copy):
     """Measured over 250 of each: all, but for one in two hundred whose hash is just on the edge."""
-    pictures = [make() for _ in range(40)]
-    assert sum(are_similar(pack(picture), copy(picture)) for picture in pictures) >= 36
+    pictures = [make() for _ in range(24)]
+    assert sum(are_similar(pack(picture), copy(picture)) for picture in pictures) >= 21
 
 
 def test_other_pictures_are_not():
