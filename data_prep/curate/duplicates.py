@@ -1,20 +1,23 @@
 """Which samples show what an earlier one shows, over any number of datasets.
 
 Two images are similar when their hashes differ in few bits and their miniatures in few levels. Hashes
-that differ in at most d bits agree in one of d + 1 bands, so that only those with a band in common are
-compared (Manku et al. 2007, "Detecting Near-Duplicates for Web Crawling", section 3). In a band of very
-many the comparison ends MOST_NEIGHBOURS behind each, in order of their hashes.
+that differ in at most d bits agree in at least a of d + a bands; those that agree in the same a bands lie
+beside each other once the hashes are sorted by these, and only they are compared. The more hashes there
+are, the more bands have to agree. Of very many that agree the comparison ends MOST_NEIGHBOURS behind each.
 
-40 bytes a sample in memory, and 8 for each pair that is similar.
+Source: Manku et al. 2007, "Detecting Near-Duplicates for Web Crawling", section 3.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import combinations
 
 import numpy as np
 
 from data_prep.image.perceptual import HASH_BITS
 
 MOST_NEIGHBOURS = 1000
+# Up to so many hashes one band has to agree, then two, then three: more sorting, fewer comparisons.
+FEW_ENOUGH = (1 << 18, 1 << 27)
 # Of thin lines on white little is left in a miniature: they may differ in a quarter of their own contrast,
 # yet in as much as a copy that is encoded anew does.
 CONTRAST_SHARE, LEAST_LEVELS = 4, 2
@@ -90,19 +93,31 @@ def _look_alike(one: np.ndarray, two: np.ndarray, most: int) -> np.ndarray:
 
 def _near_pairs(hashes: np.ndarray, distance: int) -> Iterator[np.ndarray]:
     """int64 [n, 2] of (later, earlier) whose hashes differ in few bits; some more than once."""
-    edges = np.linspace(0, HASH_BITS, distance + 2).astype(int)
-    for low, high in zip(edges, edges[1:], strict=False):
-        width = int(high - low)
-        turned = hashes if not low else hashes << np.uint64(low) | hashes >> np.uint64(64 - low)
-        order = np.argsort(turned, kind="stable")  # the band in the highest bits, the rest below
+    alike = 1 + sum(len(hashes) > most for most in FEW_ENOUGH)
+    edges = np.linspace(0, HASH_BITS, distance + alike + 1).astype(int)
+    bands = list(zip(edges.tolist(), edges[1:].tolist(), strict=False))
+    for chosen in combinations(bands, alike):
+        width = sum(high - low for low, high in chosen)
+        turned = _put_first(hashes, [*chosen, *(band for band in bands if band not in chosen)])
+        order = np.argsort(turned, kind="stable")
         turned = turned[order]
-        band = turned >> np.uint64(64 - width) if width < HASH_BITS else turned
+        agreed = turned >> np.uint64(HASH_BITS - width) if width < HASH_BITS else turned
         left = np.arange(len(order))
         for ahead in range(1, MOST_NEIGHBOURS + 1):
             left = left[left + ahead < len(order)]
-            left = left[band[left] == band[left + ahead]]
+            left = left[agreed[left] == agreed[left + ahead]]
             if not len(left):
                 break
             near = np.bitwise_count(turned[left] ^ turned[left + ahead]) <= distance
             pairs = np.stack([order[left[near]], order[left[near] + ahead]], axis=1)
             yield np.sort(pairs, axis=1)[:, ::-1]
+
+
+def _put_first(hashes: np.ndarray, bands: list[tuple[int, int]]) -> np.ndarray:
+    """The hashes with their bands, as (first bit, behind the last), in this order from the highest bit."""
+    found = np.zeros_like(hashes)
+    for low, high in bands:
+        width, shift = np.uint64(high - low), np.uint64(HASH_BITS - high)
+        mask = np.uint64((1 << (high - low)) - 1)
+        found = (found << width if high - low < HASH_BITS else found) | (hashes >> shift & mask)
+    return found
