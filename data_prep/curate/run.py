@@ -84,8 +84,8 @@ def _look_at_all(
 ) -> None:
     missing = [place for place in samples if not samples.facts[place[0]].is_there(place[1])]
     # By number and not by what is missing: processes that begin later see less missing.
-    mine = [place for n, place in enumerate(samples) if n % world_size == rank]
-    mine = [place for place in mine if place in set(missing)]
+    lacking = set(missing)
+    mine = [p for n, p in enumerate(samples) if n % world_size == rank and p in lacking]
     total = sum(_size(samples, place) for place in missing)
     done = 0
     workers = workers or len(os.sched_getaffinity(0))

@@ -9,6 +9,7 @@ from pipeline.config import RunConfig
 from pipeline.progress import RunProgress
 from pipeline.share import find_share
 from pipeline.tracking.open import open_tracker
+from pipeline.tracking.tracker import Tracker
 
 RUN_NAME = "curate"
 
@@ -17,34 +18,40 @@ def curate(config: RunConfig, *, workers: int | None = None, dry_run: bool = Fal
     """Curate `data.sources`; see `data_prep.curate.run.curate`.
 
     Returns:
-        Its summary with `mlflow_run_id` where tracking is on, and how to train on what stays; None on
-        all processes but the first.
+        Its summary, `mlflow_run_id`, and how to train on what stays; None on all processes but the
+        first.
 
     Raises:
         ConfigError: a folder cannot be read or written to, or the rules do not fit the datasets.
     """
     rank, world_size, _ = find_share()
-    with _Progress(silent=rank > 0) as progress:
-        summary = run_curation(
-            _sources(config),
-            config.curate,
-            workers=workers,
-            rank=rank,
-            world_size=world_size,
-            dry_run=dry_run,
-            advance=progress.put,
-        )
-    if summary is None:
-        return None
-    if not dry_run:
-        summary["mlflow_run_id"] = _tell(config, summary)
+    folder = Path(config.curate.folder) / "tracking"
+    tracker = open_tracker(config, is_main=rank == 0 and not dry_run, folder=folder)
+    try:
+        with _Progress(silent=rank > 0) as progress:
+            summary = run_curation(
+                _sources(config),
+                config.curate,
+                workers=workers,
+                rank=rank,
+                world_size=world_size,
+                dry_run=dry_run,
+                advance=progress.put,
+            )
+        if summary is None:
+            return None
+        _tell(tracker, summary)
+    except BaseException:
+        tracker.end("FAILED")
+        raise
+    tracker.end()
     name = config.curate.name
     used = {n: [*config.data.sources[n].bitmaps] for n in summary["sources"]}
-    summary["use"] = [
+    use = [
         f"data.sources.{n}.bitmaps=[{', '.join(dict.fromkeys([*bitmaps, name]))}]"
         for n, bitmaps in used.items()
     ]
-    return summary
+    return summary | {"mlflow_run_id": tracker.run_id, "use": use}
 
 
 def _sources(config: RunConfig) -> list[Source]:
@@ -66,9 +73,8 @@ def _sources(config: RunConfig) -> list[Source]:
     return sources + [Source(key, key, path, is_apart=True) for key, path in apart]
 
 
-def _tell(config: RunConfig, summary: dict) -> str | None:
-    """Another curation of the folder is another run."""
-    tracker = open_tracker(config, is_main=True, folder=Path(config.root) / RUN_NAME / "tracking")
+def _tell(tracker: Tracker, summary: dict) -> None:
+    """Every curation is a run of its own, which is there once it has succeeded."""
     tracker.begin(RUN_NAME)
     for name, source in summary["sources"].items():
         figures = {"samples": source["samples"], "kept": source["kept"]}
@@ -76,8 +82,6 @@ def _tell(config: RunConfig, summary: dict) -> str | None:
         tracker.metrics({f"curate/{name}/{k}": float(v) for k, v in figures.items()}, 0)
         tracker.dataset(name, source["fingerprint"][:16], source["folder"], "curated")
     tracker.file(Path(summary["page"]))
-    tracker.end()
-    return tracker.run_id
 
 
 class _Progress:

@@ -57,7 +57,7 @@ def test_what_stays_is_what_training_reads_and_mlflow_shows(monkeypatch, root, c
 
 def test_a_dry_run_leaves_the_page_alone(monkeypatch, root):
     code, summary = curate(monkeypatch, root, "--dry-run")
-    assert code == 0 and not summary["written"] and "mlflow_run_id" not in summary
+    assert code == 0 and not summary["written"] and summary["mlflow_run_id"] is None
     assert (root / "curation" / "curation.html").is_file()
     assert not list(root.glob("data/*/bitmaps")) and not (root / "mlflow.db").exists()
 
@@ -91,6 +91,9 @@ def test_all_that_is_wrong_is_told_at_once(monkeypatch, root, capsys):
     told = capsys.readouterr().err
     assert code == 2 and "2 problems" in told
     assert "data.sources.cc12m = " in told and "curate.apart_from.0 = " in told
+    code, _ = curate(monkeypatch, root, "tracking.uri=htp://nowhere")
+    assert code == 2 and "tracking.uri" in capsys.readouterr().err, "before anything is read"
+    assert not list(root.glob("curation/facts/*"))
 
 
 def test_no_datasets_are_refused(monkeypatch, root, capsys, tmp_path):
