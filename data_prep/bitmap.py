@@ -128,7 +128,9 @@ def read_bitmap(folder: Folder, manifest: Manifest, name: str, key: str) -> tupl
     except FileNotFoundError:
         notes = Folder(f"{folder.url}/bitmaps", key).names(".json")
         there = [note.removesuffix(".json") for note in notes]
-        remedy = f"name one of: {', '.join(there)}" if there else "this dataset has none"
+        remedy = "make one by `roseate curate`"
+        if there:
+            remedy += f", or name one of: {', '.join(there)}"
         rule = f"is a selection in {folder.url}/bitmaps"
         raise ConfigError([Problem(key, name, rule, remedy)]) from None
     except (ValueError, KeyError, TypeError, EOFError) as error:

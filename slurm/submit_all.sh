@@ -22,7 +22,7 @@ the one before has ended well (afterok); when that fails, those behind it are ca
   --help
 
 Examples:
-  slurm/submit_all.sh openclipart optim.lr=1e-4
+  slurm/submit_all.sh --curate openclipart optim.lr=1e-4
   slurm/submit_all.sh --array --sbatch pretrain="--nodes=4 --gpus-per-node=8 --ntasks-per-node=8" my.yaml
   slurm/submit_all.sh --from pretrain --dry-run my.yaml name=second
 HELP
