@@ -16,7 +16,6 @@ from data_prep.examples.openclipart import OpenClipartWeb, build_openclipart_tab
 from data_prep.examples.tables import build_scene_web
 from data_prep.examples.web import SceneWeb
 from data_prep.ports import free_port
-from data_prep.schema import load_manifest
 from pipeline.commands.curate import curate
 from pipeline.commands.ingest import ingest
 from pipeline.config import RunConfig, load_config
@@ -75,27 +74,13 @@ def run_openclipart(overrides: list[str], limit: int | None, processes: int) -> 
     with OpenClipartWeb(web, port=port):
         summary = {"ingest": ingest(config)}
     _say("leaving out drawings that look like another, and texts that many of them share")
-    summary["curate"] = _curate(config)
+    summary["curate"] = curate(config)
     _say(f"training the Flamingo: {processes} processes, both towers frozen")
     summary["train"] = _train("openclipart", overrides, root, processes=processes)
     _say("captioning held-out drawings")
     summary["evaluate"] = _command(["evaluate", "openclipart", *overrides], root / "evaluate.json")
     summary["seconds"] = time.perf_counter() - began
     return _finish(config, summary)
-
-
-def _curate(config: RunConfig) -> dict:
-    """Curate, unless the same datasets have been curated here by the same rules; its summary."""
-    result, rules = Path(config.root) / "curate.json", config.curate.model_dump(mode="json")
-    if result.is_file():
-        known = json.loads(result.read_text())
-        sources = known["sources"].items()
-        now = {n: load_manifest(s["folder"], "data.sources").fingerprint for n, s in sources}
-        if known["rules"] == rules and now == {n: s["fingerprint"] for n, s in sources}:
-            return known
-    summary = curate(config) | {"rules": rules}
-    result.write_text(json.dumps(summary, indent=1))
-    return summary
 
 
 def _train(preset: str, overrides: list[str], root: Path, *, processes: int) -> dict:

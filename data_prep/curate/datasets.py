@@ -1,7 +1,7 @@
 """The datasets that are looked at together, and their samples numbered through all of them."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -10,12 +10,13 @@ import numpy as np
 
 from data_prep.bitmap import Bitmap, read_bitmap
 from data_prep.curate.facts import FactsOf, open_tar
+from data_prep.curate.looks import SIDE
 from data_prep.errors import ConfigError, Problem
 from data_prep.schema import load_manifest
 from data_prep.storage import Folder
 from data_prep.tar_members import sample_parts
 
-OPEN_FILES = 512
+OPEN_FILES = 200
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Samples:
         self.sources = sorted(sources, key=lambda source: not source.is_apart)
         self.facts: list[FactsOf] = []
         self.selected: list[Bitmap | None] = []
-        problems: list[Problem] = []
+        problems = _folders_named_twice(self.sources)
         for source in self.sources:
             try:
                 self._open(source, folder, columns)
@@ -61,7 +62,9 @@ class Samples:
                 problems += error.problems
         if problems:
             raise ConfigError(problems)
-        self._opened = lru_cache(OPEN_FILES)(lambda number, shard: self.facts[number].open(shard))
+        self._miniatures = lru_cache(OPEN_FILES)(
+            lambda number, shard: self.facts[number].open_miniatures(shard)
+        )
 
     def _open(self, source: Source, folder: Path, columns: tuple[str, ...]) -> None:
         place = Folder(source.url, source.key)
@@ -114,37 +117,46 @@ class Samples:
 
     def field(self, name: str) -> np.ndarray:
         """A fact of all samples."""
-        parts = [self._opened(*place)[name] for place in self._shards]
-        return np.concatenate(parts) if parts else np.empty(0)
+        return self._gather(lambda number, shard: self.facts[number].open(shard)[name])
 
     def column(self, name: str) -> np.ndarray:
         """A column of all samples, NaN for those only to stay apart from."""
-        parts = [
-            np.full(self.facts[number].manifest.shards[shard].samples, np.nan)
-            if self.sources[number].is_apart
-            else self.facts[number].column(shard, name)
-            for number, shard in self._shards
-        ]
-        return np.concatenate(parts) if parts else np.empty(0)
+
+        def read(number: int, shard: int) -> np.ndarray | float:
+            is_apart = self.sources[number].is_apart
+            return np.nan if is_apart else self.facts[number].column(shard, name)
+
+        return self._gather(read, np.float64)
 
     def index_field(self, name: str) -> np.ndarray:
-        """A field of the index of all samples."""
-        parts = [self._index(*place)[name] for place in self._shards]
-        return np.concatenate(parts) if parts else np.empty(0)
+        """A field of the index of all samples.
+
+        Raises:
+            OSError: an index cannot be read.
+        """
+        return self._gather(lambda number, shard: self._index(number, shard)[name])
+
+    def _gather(self, read: Callable, dtype: type | None = None) -> np.ndarray:
+        """What `read(dataset, shard)` gives, copied: no shard's file stays open."""
+        found = None
+        for place, shard in enumerate(self._shards):
+            part = read(*shard)
+            if found is None:
+                found = np.empty(len(self), dtype or part.dtype)
+            found[self._starts[place] : self._starts[place + 1]] = part
+        return np.empty(0) if found is None else found
 
     def miniatures(self, numbers: np.ndarray) -> np.ndarray:
         """uint8 [n, SIDE, SIDE, 3] of some samples."""
+        found = np.empty((len(numbers), SIDE, SIDE, 3), np.uint8)
         places = np.searchsorted(self._starts, numbers, side="right") - 1
-        found = None
-        for place in np.unique(places):
-            mine = places == place
-            part = self._opened(*self._shards[place])["miniature"][
-                numbers[mine] - self._starts[place]
-            ]
-            if found is None:
-                found = np.empty((len(numbers), *part.shape[1:]), part.dtype)
-            found[mine] = part
-        return np.empty((0, 1)) if found is None else found
+        order = np.argsort(places, kind="stable")
+        for mine in np.split(order, np.flatnonzero(np.diff(places[order])) + 1):
+            if len(mine):
+                place = int(places[mine[0]])
+                slots = numbers[mine] - self._starts[place]
+                found[mine] = self._miniatures(*self._shards[place])[slots]
+        return found
 
     def read(self, number: int) -> tuple[str, list[bytes | str]]:
         """Where a sample is, for people, and its images and texts.
@@ -171,3 +183,15 @@ class Samples:
         if folder.is_local:
             return np.load(folder.path / name, mmap_mode="r")
         return np.load(io.BytesIO(folder.read(name)))
+
+
+def _folders_named_twice(sources: list[Source]) -> list[Problem]:
+    first: dict[str, Source] = {}
+    problems = []
+    for source in (source for source in sources if not source.is_apart):
+        other = first.setdefault(str(source.url).rstrip("/"), source)
+        if other is not source:
+            rule = f"is another folder than that of {other.key}: a selection is one for its folder"
+            remedy = "name the folder once, or curate one after the other with a curate.name each"
+            problems.append(Problem(source.key, source.url, rule, remedy))
+    return problems

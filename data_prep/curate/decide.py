@@ -41,8 +41,8 @@ class Decision:
 
     def counts(self, span: slice) -> Counter:
         """Samples left out by rule, in the order of the rules, those without any left away."""
-        places = Counter(self.broken[span].tolist())
-        return Counter({rule: places[n] for n, rule in enumerate(self.rules) if places[n]})
+        counts = np.bincount(self.broken[span] + 1, minlength=len(self.rules) + 1)[1:]
+        return Counter({r: int(n) for r, n in zip(self.rules, counts, strict=True) if n})
 
     def leave_out(self, rule: str, which: np.ndarray) -> None:
         """By a rule, what none before has left out."""
@@ -59,7 +59,8 @@ def decide(samples: Samples, config: CurateConfig) -> Decision:
     """
     decision = Decision([], np.full(len(samples), -1, np.int8))
     own = np.arange(len(samples)) >= samples.num_apart
-    decision.leave_out(BITMAPS, own & ~_selected(samples))
+    selected = _selected(samples)
+    decision.leave_out(BITMAPS, own & ~selected)
     decision.leave_out(UNREADABLE, own & ~samples.field("readable"))
     for name in ("width", "height"):
         if _has_end(getattr(config, name)):
@@ -72,9 +73,9 @@ def decide(samples: Samples, config: CurateConfig) -> Decision:
         values = samples.column(name)
         _check_column(samples, name, values)
         decision.leave_out(f"columns.{name}", own & _outside(wanted, values))
-    has_image = samples.field("has_image")
     if config.similar_images or samples.num_apart:
-        _leave_out_similar(decision, samples, config, np.flatnonzero(decision.kept & has_image))
+        shown = decision.kept & selected & samples.field("has_image")
+        _leave_out_similar(decision, samples, config, np.flatnonzero(shown))
     if config.same_text is not None:
         left = np.flatnonzero(decision.kept & own)
         which = np.zeros(len(samples), bool)
@@ -103,6 +104,7 @@ def _leave_out_similar(
     fixed = int(np.searchsorted(numbers, samples.num_apart))
     similar = similar_to_earlier(
         samples.field("image")[numbers],
+        samples.field("look")[numbers],
         lambda some: samples.miniatures(numbers[some]),
         hash_distance=config.hash_distance,
         miniature_distance=config.miniature_distance,

@@ -28,6 +28,7 @@ Miniatures = Callable[[np.ndarray], np.ndarray]
 
 def similar_to_earlier(
     hashes: np.ndarray,
+    looks: np.ndarray,
     miniatures: Miniatures,
     *,
     hash_distance: int,
@@ -35,25 +36,38 @@ def similar_to_earlier(
     fixed: int = 0,
     among_rest: bool = True,
 ) -> np.ndarray:
-    """Which samples are similar to an earlier one that stays; int64, the number of that one, or -1.
+    """Which samples are similar to an earlier one that stays; int64, the number of one such, or -1.
 
     In order: a sample stays unless it is similar to one that stays. That one may itself be unlike a
     third that the sample is similar to, so chains are not drawn together.
 
     Args:
         hashes: uint64 of each.
+        looks: uint64 of each, equal for those whose hash and miniature are equal.
         miniatures: of some of them.
         hash_distance: bits that may differ.
         miniature_distance: levels that may differ anywhere, at most.
         fixed: so many of the first stay in any case.
         among_rest: whether those behind them are held against each other too.
     """
-    later, earlier = _similar_pairs(hashes, miniatures, hash_distance, miniature_distance)
+    # Of equal ones the first stands for all: a crowd of placeholders is one sample here.
+    _, firsts, which = np.unique(looks, return_index=True, return_inverse=True)
+    numbers = np.sort(firsts)
+    later, earlier = _similar_pairs(
+        hashes[numbers],
+        lambda some: miniatures(numbers[some]),
+        hash_distance,
+        miniature_distance,
+    )
     found = np.full(len(hashes), -1, np.int64)
-    for one, two in zip(later.tolist(), earlier.tolist(), strict=True):
+    for one, two in zip(numbers[later].tolist(), numbers[earlier].tolist(), strict=True):
         stays = two < fixed or (among_rest and found[two] < 0)
         if one >= fixed and found[one] < 0 and stays:
             found[one] = two
+    first = firsts[which]  # of each the one that stands for it
+    copies = (first != np.arange(len(hashes))) & (np.arange(len(hashes)) >= fixed)
+    stays = (found[first] < 0) & ((first < fixed) | among_rest)
+    found[copies] = np.where(stays, first, found[first])[copies]
     return found
 
 
@@ -79,7 +93,8 @@ def _similar_pairs(
             some = pairs[start : start + _PAIRS_AT_ONCE]
             one, two = (miniatures(some[:, side]).astype(np.int16) for side in (0, 1))
             found.append(some[_look_alike(one, two, miniature_distance)])
-    pairs = np.unique(np.concatenate(found), axis=0)  # a pair may share several bands
+    pairs = np.concatenate(found)
+    pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
     return pairs[:, 0], pairs[:, 1]
 
 
@@ -92,10 +107,11 @@ def _look_alike(one: np.ndarray, two: np.ndarray, most: int) -> np.ndarray:
 
 
 def _near_pairs(hashes: np.ndarray, distance: int) -> Iterator[np.ndarray]:
-    """int64 [n, 2] of (later, earlier) whose hashes differ in few bits; some more than once."""
+    """int64 [n, 2] of (later, earlier) whose hashes differ in few bits, each once."""
     alike = 1 + sum(len(hashes) > most for most in FEW_ENOUGH)
     edges = np.linspace(0, HASH_BITS, distance + alike + 1).astype(int)
     bands = list(zip(edges.tolist(), edges[1:].tolist(), strict=False))
+    before: list[np.uint64] = []  # bits of the bands that agreed in earlier rounds
     for chosen in combinations(bands, alike):
         width = sum(high - low for low, high in chosen)
         turned = _put_first(hashes, [*chosen, *(band for band in bands if band not in chosen)])
@@ -108,9 +124,16 @@ def _near_pairs(hashes: np.ndarray, distance: int) -> Iterator[np.ndarray]:
             left = left[agreed[left] == agreed[left + ahead]]
             if not len(left):
                 break
-            near = np.bitwise_count(turned[left] ^ turned[left + ahead]) <= distance
-            pairs = np.stack([order[left[near]], order[left[near] + ahead]], axis=1)
-            yield np.sort(pairs, axis=1)[:, ::-1]
+            near = left[np.bitwise_count(turned[left] ^ turned[left + ahead]) <= distance]
+            one, two = order[near], order[near + ahead]
+            apart = hashes[one] ^ hashes[two]
+            new = np.ones(len(near), bool)
+            for bits in before:
+                new &= apart & bits != 0
+            yield np.sort(np.stack([one[new], two[new]], axis=1), axis=1)[:, ::-1]
+        before.append(
+            np.uint64(sum((1 << (64 - low)) - (1 << (64 - high)) for low, high in chosen))
+        )
 
 
 def _put_first(hashes: np.ndarray, bands: list[tuple[int, int]]) -> np.ndarray:

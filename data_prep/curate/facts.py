@@ -1,9 +1,10 @@
-"""What the rules need to know of every sample of a shard: one pass over its tar, kept in a file.
+"""What the rules need to know of every sample of a shard: one pass over its tar, kept in two files.
 
-    {curate.folder}/facts/{dataset}/{shard}.npy    one record of `facts_dtype` for each sample, in tar order
+    {curate.folder}/facts/{dataset}/{shard}.npy             one record of `facts_dtype` for each sample
+    {curate.folder}/facts/{dataset}/{shard}.miniatures.npy  uint8 [samples, SIDE, SIDE, 3]
 
-`dataset` is the beginning of the dataset's fingerprint. A file that is there is not made again, unless
-it lacks a column.
+In tar order; `dataset` is the beginning of the dataset's fingerprint. What is there is not made again,
+unless it lacks a column; then it gets that one besides those it has.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ import numpy as np
 
 from data_prep.curate.looks import SIDE, look_at
 from data_prep.image.formats import DECODE_ERRORS
-from data_prep.schema import INDEX_DTYPE, Manifest, ShardEntry
+from data_prep.schema import INDEX_DTYPE, Manifest, ShardEntry, canonical_hash
 from data_prep.storage import Folder, write_file
 from data_prep.tar_members import members, sample_parts, split_name
 
@@ -24,13 +25,13 @@ _COLUMN = "column "
 
 
 def facts_dtype(columns: tuple[str, ...]) -> np.dtype:
-    """A packed record: 215 bytes and 8 for each column."""
+    """A packed record: 30 bytes and 8 for each column."""
     return np.dtype(
         [
             ("readable", "?"),  # the sample is whole, and its first image can be decoded
             ("has_image", "?"),
             ("image", "<u8"),  # hash of the first image
-            ("miniature", "u1", (SIDE, SIDE, 3)),
+            ("look", "<u8"),  # of its hash and its miniature together: equal for equal ones
             ("text", "<u8"),  # first 8 bytes of the sha256 of all texts
             ("characters", "<u4"),  # of all texts
             *((_COLUMN + name, "<f8") for name in columns),  # NaN where there is none
@@ -40,7 +41,7 @@ def facts_dtype(columns: tuple[str, ...]) -> np.dtype:
 
 @dataclass(frozen=True)
 class FactsOf:
-    """Where the facts of a dataset are, and how they are found.
+    """Where the facts of a dataset are.
 
     Attributes:
         url: of the dataset folder.
@@ -54,52 +55,77 @@ class FactsOf:
     folder: Path
     columns: tuple[str, ...]
 
-    def path(self, shard: int) -> Path:
-        return self.folder / f"{self.manifest.shards[shard].name}.npy"
-
     def is_there(self, shard: int) -> bool:
         """Whether they are made, with all columns."""
-        if not self.path(shard).exists():
+        name = self.manifest.shards[shard].name
+        if not _path(self.folder, name).exists() or not _miniatures(self.folder, name).exists():
             return False
         return set(facts_dtype(self.columns).names) <= set(self.open(shard).dtype.names)
 
     def open(self, shard: int) -> np.ndarray:
         """The facts of a shard, memory-mapped."""
-        return np.load(self.path(shard), mmap_mode="r")
+        return np.load(_path(self.folder, self.manifest.shards[shard].name), mmap_mode="r")
+
+    def open_miniatures(self, shard: int) -> np.ndarray:
+        """Those of a shard, memory-mapped."""
+        return np.load(_miniatures(self.folder, self.manifest.shards[shard].name), mmap_mode="r")
 
     def column(self, shard: int, name: str) -> np.ndarray:
         """Values of a column in a shard, float64."""
         return self.open(shard)[_COLUMN + name]
 
-    def make(self, shard: int) -> int:
-        """Find and keep the facts of a shard; how many samples it has.
+    def job(self, shard: int) -> tuple[str, ShardEntry, Path, tuple[str, ...], bool]:
+        """What `make_facts` is to be called with; small, since it goes to other processes."""
+        # `roseate index --again` counts rows anew, and leaves a ledger that counts as before.
+        has_ledger = self.manifest.policy_hash != canonical_hash("indexed")
+        return self.url, self.manifest.shards[shard], self.folder, self.columns, has_ledger
 
-        Raises:
-            OSError: its files cannot be read.
-        """
-        folder, entry = Folder(self.url, "data.sources"), self.manifest.shards[shard]
-        index = np.load(io.BytesIO(folder.read(f"index/{entry.name}.npy")))
-        if index.dtype != INDEX_DTYPE or len(index) != entry.samples:
-            raise OSError(f"index/{entry.name}.npy of {self.url} is not that of the manifest")
-        facts = np.zeros(len(index), facts_dtype(self.columns))
-        for name in self.columns:
-            facts[_COLUMN + name] = np.nan
-        with open_tar(folder, entry) as tar:
-            at = 0
-            for place, record in enumerate(index):  # one after the other, as they lie in the tar
-                _skip(tar, int(record["offset"]) - at)
-                span = _read(tar, int(record["bytes"]))
-                if len(span) < record["bytes"]:
-                    raise OSError(f"{entry.path} ends before its index does")
-                at = int(record["offset"]) + len(span)
-                _look(facts[place : place + 1], span, self.columns)
-        if self.columns:
-            _take_ledger(facts, folder, entry, index["row"], self.columns)
+
+def make_facts(
+    url: str, entry: ShardEntry, folder: Path, columns: tuple[str, ...], has_ledger: bool
+) -> int:
+    """Find and keep the facts of a shard; how many samples it has.
+
+    Raises:
+        OSError, ValueError, EOFError: its files cannot be read, or do not belong together.
+    """
+    source, path = Folder(url, "data.sources"), _path(folder, entry.name)
+    before = np.load(path) if path.exists() else None
+    if before is not None:
+        had = (n.removeprefix(_COLUMN) for n in before.dtype.names if n.startswith(_COLUMN))
+        columns = tuple(dict.fromkeys([*had, *columns]))
+    index = np.load(io.BytesIO(source.read(f"index/{entry.name}.npy")))
+    if index.dtype != INDEX_DTYPE or len(index) != entry.samples:
+        raise OSError(f"index/{entry.name}.npy of {url} is not that of the manifest")
+    facts = np.zeros(len(index), facts_dtype(columns))
+    miniatures = np.zeros((len(index), SIDE, SIDE, 3), np.uint8)
+    for name in columns:
+        facts[_COLUMN + name] = np.nan
+    with open_tar(source, entry) as tar:
+        at = 0
+        for place, record in enumerate(index):  # one after the other, as they lie in the tar
+            _skip(tar, int(record["offset"]) - at)
+            span = _read(tar, int(record["bytes"]))
+            if len(span) < record["bytes"]:
+                raise OSError(f"{entry.path} ends before its index does")
+            at = int(record["offset"]) + len(span)
+            _look(facts[place : place + 1], miniatures[place], span, columns)
+    if columns and has_ledger:
+        _take_ledger(facts, source, entry, index["row"], columns)
+    folder.mkdir(parents=True, exist_ok=True)
+    for target, array in ((_miniatures(folder, entry.name), miniatures), (path, facts)):
         data = io.BytesIO()
-        np.save(data, facts)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_file(self.path(shard), data.getvalue())
-        return len(index)
+        np.save(data, array)
+        write_file(target, data.getvalue())
+    return len(index)
+
+
+def _path(folder: Path, name: str) -> Path:
+    return folder / f"{name}.npy"
+
+
+def _miniatures(folder: Path, name: str) -> Path:
+    return folder / f"{name}.miniatures.npy"
 
 
 def open_tar(folder: Folder, entry: ShardEntry, *, at_random: bool = False):
@@ -125,25 +151,36 @@ def _read(tar, size: int) -> bytes:
     return b"".join(parts)
 
 
-def _look(fact: np.ndarray, span: bytes, columns: tuple[str, ...]) -> None:
+def _look(fact: np.ndarray, miniature: np.ndarray, span: bytes, columns: tuple[str, ...]) -> None:
     """Fill in the record of one sample; what cannot be read stays as it is."""
     try:
         _, parts = sample_parts(span)
         texts = [part for part in parts if isinstance(part, str)]
         images = [part for part in parts if isinstance(part, bytes)]
         if images:
-            fact["image"], fact["miniature"] = look_at(images[0])
+            fact["image"], miniature[:] = look_at(images[0])
+            fact["look"] = _digest(fact["image"].tobytes() + miniature.tobytes())
     except DECODE_ERRORS:
         return
-    text = "\n".join(texts)
-    fact["text"] = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+    fact["text"] = _digest("\n".join(texts).encode())
     fact["characters"] = sum(map(len, texts))
     fact["readable"], fact["has_image"] = True, bool(images)
     if columns:
         told = _json_of(span)
         for name in columns:
-            if isinstance(value := told.get(name), int | float):
-                fact[_COLUMN + name] = value
+            fact[_COLUMN + name] = _number(told.get(name))
+
+
+def _digest(data: bytes) -> int:
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
+
+
+def _number(value: object) -> float:
+    """NaN for what is no number, or none that fits."""
+    try:
+        return float(value) if isinstance(value, int | float | str) else np.nan
+    except (ValueError, OverflowError):
+        return np.nan
 
 
 def _json_of(span: bytes) -> dict:
@@ -151,7 +188,7 @@ def _json_of(span: bytes) -> dict:
         if split_name(name)[1] == "json":
             try:
                 told = json.loads(span[start:end])
-            except ValueError:
+            except (ValueError, RecursionError):
                 return {}
             return told if isinstance(told, dict) else {}
     return {}
@@ -176,8 +213,12 @@ def _take_ledger(
         if not there:
             return
         ledger = file.read(["row", *there])
-    order = ledger["row"].to_numpy()
-    places = np.searchsorted(order, rows)
+    places = {row: place for place, row in enumerate(ledger["row"].to_pylist())}
+    try:
+        wanted = [places[row] for row in rows.tolist()]
+    except KeyError as error:
+        raise ValueError(f"{name} lacks row {error}, which the index has") from None
     for column in there:
-        values = ledger[column].cast("float64", safe=False).to_numpy()[places]
-        facts[_COLUMN + column] = values
+        # Tables of text hold numbers as text.
+        values = ledger[column].to_pylist()
+        facts[_COLUMN + column] = [_number(values[place]) for place in wanted]

@@ -17,7 +17,7 @@ def write_curation_page(path: Path, samples: Samples, decision: Decision) -> Pat
     """Write it, whole or not at all; its path.
 
     Raises:
-        OSError: it cannot be written, or a sample not be read.
+        OSError: it cannot be written.
     """
     parts = []
     for number, source in enumerate(samples.sources):
@@ -44,7 +44,10 @@ def write_curation_page(path: Path, samples: Samples, decision: Decision) -> Pat
 
 
 def _shown(samples: Samples, number: int) -> tuple[bytes, str]:
-    name, parts = samples.read(number)
+    try:
+        name, parts = samples.read(number)
+    except (OSError, ValueError) as error:
+        return b"", f"cannot be read now: {error}"
     image = next(part for part in parts if isinstance(part, bytes))
     text = " ".join(part for part in parts if isinstance(part, str))
     return image, f"{name}: {text}"

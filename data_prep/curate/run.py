@@ -7,14 +7,17 @@ read the tars again. Several processes divide the shards; the first decides when
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 
 from data_prep.bitmap import write_bitmap
 from data_prep.curate.config import CurateConfig
 from data_prep.curate.datasets import Samples, Source
 from data_prep.curate.decide import Decision, decide
+from data_prep.curate.facts import make_facts
 from data_prep.curate.page import write_curation_page
 from data_prep.errors import ConfigError, Problem
 from data_prep.pool import worker_pool
@@ -52,14 +55,21 @@ def curate(
     Raises:
         ConfigError: a folder cannot be read or written to, or the rules do not fit the datasets.
     """
+    with _writing(config.folder):
+        Path(config.folder).mkdir(parents=True, exist_ok=True)
     samples = Samples(sources, Path(config.folder), tuple(config.columns))
     _look_at_all(samples, workers, rank, world_size, advance)
     if rank > 0:
         return None
-    decision = decide(samples, config)
-    page = write_curation_page(Path(config.folder) / PAGE, samples, decision)
+    try:
+        decision = decide(samples, config)
+    except OSError as error:
+        rule = f"what was read of the samples is there ({error})"
+        raise _refuse("curate.folder", config.folder, rule, "run the same again") from None
     if not dry_run:
         _write_selections(samples, decision, config)
+    with _writing(config.folder):
+        page = write_curation_page(Path(config.folder) / PAGE, samples, decision)
     told = {}
     for number, source in enumerate(samples.sources):
         span = samples.span(number)
@@ -95,24 +105,27 @@ def _look_at_all(
         nonlocal done
         finished, _ = wait(running, return_when=FIRST_COMPLETED)
         for task in finished:
-            dataset = running.pop(task)
+            source = samples.sources[running.pop(task)]
             try:
                 done += task.result()
-            except OSError as error:
-                source = samples.sources[dataset]
+            except (OSError, ValueError, EOFError) as error:
                 rule = f"its shards can be read ({error})"
                 remedy = "bring the file back, or index the folder again"
-                raise ConfigError([Problem(source.key, source.url, rule, remedy)]) from None
+                raise _refuse(source.key, source.url, rule, remedy) from None
             advance(done, total)
 
-    if mine:
+    try:
         with worker_pool(workers) as pool:
             for dataset, shard in mine:
                 while len(running) > workers:
                     collect()
-                running[pool.submit(samples.facts[dataset].make, shard)] = dataset
+                job = samples.facts[dataset].job(shard)
+                running[pool.submit(make_facts, *job)] = dataset
             while running:
                 collect()
+    except BrokenProcessPool:
+        rule = "are processes that decode images, and one of them was killed"
+        raise _refuse("--workers", workers, rule, "give more memory, or fewer of them") from None
     if rank == 0:
         for place in missing:  # those of the others
             while not samples.facts[place[0]].is_there(place[1]):
@@ -128,14 +141,28 @@ def _size(samples: Samples, place: tuple[int, int]) -> int:
 def _write_selections(samples: Samples, decision: Decision, config: CurateConfig) -> None:
     rules = config.model_dump(exclude={"name", "folder"}, exclude_defaults=True)
     made_by = f"roseate curate {json.dumps(rules, sort_keys=True)}"
+    stays = decision.kept
     for number, source in enumerate(samples.sources):
         if source.is_apart:
             continue
-        kept = (decision.kept[span] for span in samples.shard_spans(number))
+        kept = (stays[span] for span in samples.shard_spans(number))
         folder, manifest = Folder(source.url, source.key), samples.facts[number].manifest
         try:
             write_bitmap(folder, manifest, config.name, kept, made_by)
         except OSError as error:
             rule = f"a selection can be written beside the index ({error})"
             remedy = "make the folder writable, or index its tars into one of yours: roseate index"
-            raise ConfigError([Problem(source.key, source.url, rule, remedy)]) from None
+            raise _refuse(source.key, source.url, rule, remedy) from None
+
+
+@contextmanager
+def _writing(folder: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        rule = f"can be written to ({error})"
+        raise _refuse("curate.folder", folder, rule, "name another folder") from None
+
+
+def _refuse(key: str, value: object, rule: str, remedy: str) -> ConfigError:
+    return ConfigError([Problem(key, value, rule, remedy)])

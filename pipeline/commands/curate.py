@@ -67,10 +67,14 @@ def _sources(config: RunConfig) -> list[Source]:
         )
         for name, source in config.data.sources.items()
     ]
-    apart = [(f"curate.apart_from.{n}", p) for n, p in enumerate(config.curate.apart_from)]
-    if config.data.held_out is not None:
-        apart.insert(0, ("data.held_out", config.data.held_out.path))
-    return sources + [Source(key, key, path, is_apart=True) for key, path in apart]
+    apart = [
+        Source(f"curate.apart_from.{n}", f"curate.apart_from.{n}", path, is_apart=True)
+        for n, path in enumerate(config.curate.apart_from)
+    ]
+    if (held_out := config.data.held_out) is not None:
+        key, bitmaps = "data.held_out", tuple(held_out.bitmaps)
+        apart.insert(0, Source(key, key, held_out.path, bitmaps, is_apart=True))
+    return sources + apart
 
 
 def _tell(tracker: Tracker, summary: dict) -> None:

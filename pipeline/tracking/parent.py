@@ -17,10 +17,19 @@ def parent_of(root: Path) -> dict:
     if not path.exists():
         root.mkdir(parents=True, exist_ok=True)
         mine = path.with_name(f".{FILE}.{uuid.uuid4().hex}")
-        mine.write_text(json.dumps({"key": uuid.uuid4().hex, "name": path.parent.name}))
-        with suppress(FileExistsError):  # another was first
-            os.link(mine, path)
-        mine.unlink()
+        try:
+            with mine.open("w") as file:
+                json.dump({"key": uuid.uuid4().hex, "name": path.parent.name}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            try:
+                os.link(mine, path)
+            except FileExistsError:
+                pass  # another was first
+            except OSError:  # there are no links here: then the last to ask
+                os.replace(mine, path)
+        finally:
+            mine.unlink(missing_ok=True)
     return json.loads(path.read_text()) | {"file": str(path)}
 
 
@@ -28,7 +37,7 @@ def parent_of(root: Path) -> dict:
 def one_at_a_time(parent: dict) -> Iterator[None]:
     """Nobody else looks for the run of this parent, or makes it, within the context."""
     with ExitStack() as held:
-        # It may be moved since: whoever begins there now has a file of its own.
-        with suppress(FileNotFoundError):
+        # It may be moved since, or belong to somebody else: at worst there are two.
+        with suppress(OSError):
             fcntl.flock(held.enter_context(open(parent["file"], "r+")), fcntl.LOCK_EX)
         yield

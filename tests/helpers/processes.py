@@ -27,6 +27,8 @@ def run_processes(function: Callable, processes: int, *arguments: object) -> lis
             raise RuntimeError(f"rank {rank} ended with exit code {codes[rank]}")
         if rank in told and told[rank][0]:
             raise RuntimeError(f"rank {rank}:\n{told[rank][0]}")
+    if missing := [rank for rank in range(processes) if rank not in told]:
+        raise RuntimeError(f"rank {missing[0]} ended with exit code {codes[missing[0]]}")
     return [told[rank][1] for rank in range(processes)]
 
 

@@ -2,7 +2,11 @@
 
 import io
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -132,29 +136,78 @@ def test_other_selections_of_a_source_count_and_its_own_does_not(root):
 
 
 def test_other_rules_read_no_tar_again(root):
-    first = curate(sources(root), config(root, similar_images=False), workers=1, dry_run=True)
+    first = curate(sources(root), config(root), workers=1, dry_run=True)
     assert not (root / "a" / "bitmaps").exists() and not first["written"]
     advanced = []
-    shutil.rmtree(root / "b" / "shards")
-    settings = config(root, characters={"max": 6}, similar_images=False)
-    away = [source for source in sources(root) if not source.is_apart]
-    again = curate(away, settings, workers=1, advance=lambda *told: advanced.append(told))
-    assert again["sources"]["a"]["kept"] == 7 and advanced == []
+    shutil.rmtree(root / "a" / "shards")
+    again = curate(
+        sources(root),
+        config(root, characters={"max": 6}),
+        workers=1,
+        advance=lambda *told: advanced.append(told),
+    )
+    assert again["sources"]["a"]["kept"] == 5 and advanced == []
+    assert kept(root, "a") == [1, 2, 3, 4, 9]
+    assert "cannot be read now" in (root / "curation" / PAGE).read_text()
 
 
 def test_processes_divide_the_shards_and_the_first_decides(root):
-    found = {}
+    found, failed = {}, []
 
     def run(rank):
-        found[rank] = curate(sources(root), config(root), workers=1, rank=rank, world_size=2)
+        try:
+            found[rank] = curate(sources(root), config(root), workers=1, rank=rank, world_size=2)
+        except BaseException as error:
+            failed.append(error)
 
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in (0, 1)]
+    threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in (0, 1)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
-    assert found[1] is None and found[0]["sources"]["a"]["kept"] == 8
+        thread.join(120)
+    assert not failed and found[1] is None and found[0]["sources"]["a"]["kept"] == 8
     assert kept(root, "a") == [1, 2, 3, 4, 6, 7, 8, 9]
+
+
+def test_many_shards_need_few_files_at_a_time(tmp_path):
+    write_dataset(tmp_path / "a", [1] * 300, lambda row: sample(picture(row % 250), f"{row}"))
+    source = Source("a", "data.sources.a", str(tmp_path / "a"))
+    curate([source], config(tmp_path), workers=1, dry_run=True)
+    code = (
+        "import resource, sys\n"
+        "from data_prep.curate.config import CurateConfig\n"
+        "from data_prep.curate.datasets import Source\n"
+        "from data_prep.curate.run import curate\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))\n"
+        "source = Source('a', 'data.sources.a', sys.argv[1] + '/a')\n"
+        "config = CurateConfig(folder=sys.argv[1] + '/curation', same_text=1, width={'min': 1})\n"
+        "print(curate([source], config, workers=1)['sources']['a']['kept'])\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "250\n"
+
+
+def test_one_folder_for_two_sources_is_refused(root):
+    twice = [
+        Source("one", "data.sources.one", str(root / "a")),
+        Source("two", "data.sources.two", f"{root / 'a'}/"),
+    ]
+    with pytest.raises(ConfigError) as error:
+        curate(twice, config(root), workers=1)
+    (problem,) = error.value.problems
+    assert problem.key == "data.sources.two" and "than that of data.sources.one" in problem.rule
+
+
+def test_what_is_held_out_of_the_same_folder_is_left_out_and_nothing_else(root):
+    folder = Folder(str(root / "a"), "k")
+    keep = np.zeros(10, bool)
+    keep[[3, 9]] = True
+    manifest = load_manifest(folder, "k")
+    write_bitmap(folder, manifest, "validation", [keep[:4], keep[4:4], keep[4:]], "a test")
+    apart = Source("held", "data.held_out", str(root / "a"), ("validation",), is_apart=True)
+    curate([*sources(root, "a")[:1], apart], config(root), workers=1)
+    assert kept(root, "a") == [0, 1, 2, 4, 6, 7, 8], "5 looks like 3"
 
 
 def test_datasets_in_an_object_store_get_their_selections_there(root):
@@ -196,6 +249,29 @@ def test_a_shard_that_is_gone_is_named(root):
     (root / "a" / "shards" / "000002.tar").unlink()
     (problem,) = refused(root, {}, "a")
     assert problem.key == "data.sources.a" and "000002.tar" in problem.rule
+
+
+@pytest.mark.parametrize("content", [b"", b"no array"])
+def test_an_index_that_is_broken_is_named(root, content):
+    (root / "a" / "index" / "000002.npy").write_bytes(content)
+    (problem,) = refused(root, {}, "a")
+    assert problem.key == "data.sources.a" and "its shards can be read" in problem.rule
+
+
+def test_a_folder_for_facts_that_cannot_be_written_is_named(root):
+    (root / "curation").write_text("no folder")
+    (problem,) = refused(root, {}, "a")
+    assert problem.key == "curate.folder" and "can be written to" in problem.rule
+
+
+def test_a_worker_that_is_killed_is_named(root, monkeypatch):
+    monkeypatch.setattr("data_prep.curate.run.make_facts", die)
+    (problem,) = refused(root, {}, "a")
+    assert problem.key == "--workers" and "was killed" in problem.rule
+
+
+def die(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_folder_that_takes_no_selection_is_named(root):
