@@ -109,6 +109,18 @@ def write_bitmap(
     folder.write(f"bitmaps/{name}.json", json.dumps(note).encode())
 
 
+def read_bitmaps(
+    folder: Folder, manifest: Manifest, names: Iterable[str], key: str
+) -> tuple[Bitmap | None, list[str]]:
+    """What all of some selections keep, None without any, and the hash of each; see `read_bitmap`."""
+    together, hashes = None, []
+    for name in names:
+        bitmap, digest = read_bitmap(folder, manifest, name, key)
+        together = bitmap if together is None else together & bitmap
+        hashes.append(digest)
+    return together, hashes
+
+
 def read_bitmap(folder: Folder, manifest: Manifest, name: str, key: str) -> tuple[Bitmap, str]:
     """A selection, memory-mapped where the folder is local, and the hash of its bits.
 

@@ -5,14 +5,12 @@ run again, it goes on: a tar is done when its index and the note beside it are t
 """
 
 import json
-import os
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, wait
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from data_prep.errors import ConfigError, Problem
-from data_prep.pool import worker_pool
+from data_prep.pool import run_jobs
 from data_prep.schema import MANIFEST_NAME, Manifest, ShardEntry, canonical_hash
 from data_prep.storage import Folder, write_file
 from data_prep.tar_index import NOTE_SUFFIX, index_tar
@@ -131,10 +129,7 @@ def _index_all(
         statuses.update(note.get("statuses", {}))
         advance(len(notes), len(names), statuses)
 
-    # A tar is one task; the pool never holds more than it can work on.
-    workers = workers or len(os.sched_getaffinity(0))
-    with worker_pool(workers) as pool:
-        running: dict = {}
+    def missing() -> Iterator[tuple[int, tuple]]:
         for number, (name, path) in enumerate(zip(names, paths, strict=True)):
             note_path = index / f"{number:06d}{NOTE_SUFFIX}"
             if note_path.exists() and (index / f"{number:06d}.npy").exists():
@@ -143,16 +138,8 @@ def _index_all(
                 if entry["path"] == path and entry["bytes"] == source.size(name):
                     done(number, note)
                     continue
-            while len(running) > workers:
-                _collect(running, done)
-            task = pool.submit(index_tar, source.url, name, index, f"{number:06d}", path)
-            running[task] = number
-        while running:
-            _collect(running, done)
+            yield number, (source.url, name, index, f"{number:06d}", path)
+
+    for number, task in run_jobs(workers, index_tar, missing()):
+        done(number, task.result())
     return [notes[number] for number in range(len(names))]
-
-
-def _collect(running: dict, done: Callable[[int, dict], None]) -> None:
-    finished, _ = wait(running, return_when=FIRST_COMPLETED)
-    for task in finished:
-        done(running.pop(task), task.result())

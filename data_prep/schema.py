@@ -12,6 +12,7 @@ import hashlib
 import json
 from enum import StrEnum
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,22 @@ def canonical_hash(value: object) -> str:
 
 def _canonical(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+
+
+def open_index(folder: Folder, entry: ShardEntry) -> np.ndarray:
+    """The index records of all samples of a shard, of `INDEX_DTYPE`; memory-mapped where the folder is local.
+
+    Raises:
+        OSError, ValueError, EOFError: it cannot be read, or is not that of the manifest.
+    """
+    name = f"index/{entry.name}.npy"
+    if folder.is_local:
+        index = np.load(folder.path / name, mmap_mode="r")
+    else:
+        index = np.load(BytesIO(folder.read(name)))
+    if index.dtype != INDEX_DTYPE or len(index) != entry.samples:
+        raise OSError(f"{folder.url}/{name} is not the index that the manifest names")
+    return index
 
 
 def load_manifest(folder: Path | str | Folder, key: str) -> Manifest:

@@ -26,19 +26,4 @@ start_job
 (($# > 0)) || fail "which run? sbatch slurm/curate.sh CONFIG [section.key=value ...]"
 
 # The tasks divide the shards by their SLURM_PROCID, and the first decides when all are looked at.
-run_step --kill-on-bad-exit=1 -- "$ROSEATE_PYTHON" -m pipeline curate "$@" &
-tasks=$! stop_requested=''
-# shellcheck disable=SC2317  # called by the trap
-request_stop() {
-  say "stop request: the shards that were looked at stay"
-  stop_requested=1
-  kill "$tasks" 2>/dev/null || true
-}
-trap request_stop USR1 TERM
-code=0
-wait_through_signals "$tasks" || code=$?
-say "curate ended with exit code $code"
-if [[ -n $stop_requested ]] && ((code != 0)); then
-  requeue_or_exit "stopped early"
-fi
-exit "$code"
+run_over_shards "were looked at" curate "$@"

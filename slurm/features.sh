@@ -27,19 +27,4 @@ start_job
 
 # The tasks divide the shards by their SLURM_PROCID and share nothing else: a killed one leaves only
 # the shard it was at.
-run_step --kill-on-bad-exit=1 -- "$ROSEATE_PYTHON" -m pipeline features "$@" &
-tasks=$! stop_requested=''
-# shellcheck disable=SC2317  # called by the trap
-request_stop() {
-  say "stop request: the shards that are written stay"
-  stop_requested=1
-  kill "$tasks" 2>/dev/null || true
-}
-trap request_stop USR1 TERM
-code=0
-wait_through_signals "$tasks" || code=$?
-say "features ended with exit code $code"
-if [[ -n $stop_requested ]] && ((code != 0)); then
-  requeue_or_exit "stopped early"
-fi
-exit "$code"
+run_over_shards "are written" features "$@"

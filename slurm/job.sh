@@ -146,6 +146,27 @@ wait_through_signals() {
   return "$code"
 }
 
+# run_over_shards DONE COMMAND ARGUMENT...: one of our commands on all tasks, which divide shards among them;
+# ends the job. After a stop request the shards that DONE stay, and the job is queued again.
+run_over_shards() {
+  local done_shards=$1 command=$2 tasks stop_requested='' code=0
+  run_step --kill-on-bad-exit=1 -- "$ROSEATE_PYTHON" -m pipeline "${@:2}" &
+  tasks=$!
+  # shellcheck disable=SC2317  # called by the trap
+  request_stop() {
+    say "stop request: the shards that $done_shards stay"
+    stop_requested=1
+    kill "$tasks" 2>/dev/null || true
+  }
+  trap request_stop USR1 TERM
+  wait_through_signals "$tasks" || code=$?
+  say "$command ended with exit code $code"
+  if [[ -n $stop_requested ]] && ((code != 0)); then
+    requeue_or_exit "stopped early"
+  fi
+  exit "$code"
+}
+
 job_state() { scontrol show job "$SLURM_JOB_ID" -o | sed -n 's/.* JobState=\([A-Z_]*\).*/\1/p'; }
 
 # requeue_or_exit WHY: queue this job again, to go on where it stopped. A job that somebody cancelled

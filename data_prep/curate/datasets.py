@@ -1,6 +1,5 @@
 """The datasets that are looked at together, and their samples numbered through all of them."""
 
-import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -8,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.bitmap import Bitmap, read_bitmap
+from data_prep.bitmap import Bitmap, read_bitmaps
 from data_prep.curate.facts import FactsOf, open_tar
 from data_prep.curate.looks import SIDE
 from data_prep.errors import ConfigError, Problem
-from data_prep.schema import load_manifest
+from data_prep.schema import load_manifest, open_index
 from data_prep.storage import Folder
 from data_prep.tar_members import sample_parts
 
@@ -69,10 +68,7 @@ class Samples:
     def _open(self, source: Source, folder: Path, columns: tuple[str, ...]) -> None:
         place = Folder(source.url, source.key)
         manifest = load_manifest(place, source.key)
-        selected = None
-        for name in source.bitmaps:
-            bitmap, _ = read_bitmap(place, manifest, name, f"{source.key}.bitmaps")
-            selected = bitmap if selected is None else selected & bitmap
+        selected, _ = read_bitmaps(place, manifest, source.bitmaps, f"{source.key}.bitmaps")
         self.selected.append(selected)
         # What is only to stay apart from is held against no rule.
         wanted = () if source.is_apart else columns
@@ -102,6 +98,10 @@ class Samples:
         """How many samples are only to stay apart from."""
         numbers = [n for n, source in enumerate(self.sources) if source.is_apart]
         return sum(self.facts[n].manifest.samples for n in numbers)
+
+    def to_choose_from(self) -> Iterator[tuple[int, Source]]:
+        """The datasets that are not only to stay apart from, by number."""
+        return ((n, source) for n, source in enumerate(self.sources) if not source.is_apart)
 
     def span(self, dataset: int) -> slice:
         """The numbers of the samples of a dataset."""
@@ -166,10 +166,8 @@ class Samples:
         """
         place = int(np.searchsorted(self._starts, number, side="right")) - 1
         dataset, shard = self._shards[place]
-        facts, record = (
-            self.facts[dataset],
-            self._index(dataset, shard)[number - self._starts[place]],
-        )
+        facts = self.facts[dataset]
+        record = self._index(dataset, shard)[number - self._starts[place]]
         folder, entry = Folder(facts.url, "data.sources"), facts.manifest.shards[shard]
         with open_tar(folder, entry, at_random=True) as tar:
             tar.seek(int(record["offset"]))
@@ -178,11 +176,7 @@ class Samples:
 
     def _index(self, dataset: int, shard: int) -> np.ndarray:
         facts = self.facts[dataset]
-        name = f"index/{facts.manifest.shards[shard].name}.npy"
-        folder = Folder(facts.url, "data.sources")
-        if folder.is_local:
-            return np.load(folder.path / name, mmap_mode="r")
-        return np.load(io.BytesIO(folder.read(name)))
+        return open_index(Folder(facts.url, "data.sources"), facts.manifest.shards[shard])
 
 
 def _folders_named_twice(sources: list[Source]) -> list[Problem]:

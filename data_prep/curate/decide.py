@@ -39,6 +39,10 @@ class Decision:
         """Bool of each sample."""
         return self.broken < 0
 
+    def num_kept(self, span: slice) -> int:
+        """Samples that stay."""
+        return int((self.broken[span] < 0).sum())
+
     def counts(self, span: slice) -> Counter:
         """Samples left out by rule, in the order of the rules, those without any left away."""
         counts = np.bincount(self.broken[span] + 1, minlength=len(self.rules) + 1)[1:]
@@ -136,10 +140,8 @@ def _outside(wanted: Range, values: np.ndarray) -> np.ndarray:
 def _check_column(samples: Samples, name: str, values: np.ndarray) -> None:
     lack = [
         source.name
-        for number, source in enumerate(samples.sources)
-        if not source.is_apart
-        and len(part := values[samples.span(number)])
-        and np.isnan(part).all()
+        for number, source in samples.to_choose_from()
+        if len(part := values[samples.span(number)]) and np.isnan(part).all()
     ]
     if lack:
         rule = f"names numbers of the ledger or of the samples' JSON; {', '.join(lack)} has none"
@@ -149,9 +151,9 @@ def _check_column(samples: Samples, name: str, values: np.ndarray) -> None:
 
 def _check_something_stays(samples: Samples, decision: Decision) -> None:
     problems = []
-    for number, source in enumerate(samples.sources):
+    for number, source in samples.to_choose_from():
         span = samples.span(number)
-        if source.is_apart or decision.kept[span].any():
+        if decision.num_kept(span):
             continue
         counts = decision.counts(span)
         told = ", ".join(f"{rule} {count}" for rule, count in counts.items()) or "it is empty"

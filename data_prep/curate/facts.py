@@ -17,7 +17,7 @@ import numpy as np
 
 from data_prep.curate.looks import SIDE, look_at
 from data_prep.image.formats import DECODE_ERRORS
-from data_prep.schema import INDEX_DTYPE, Manifest, ShardEntry, canonical_hash
+from data_prep.schema import Manifest, ShardEntry, canonical_hash, open_index
 from data_prep.storage import Folder, write_file
 from data_prep.tar_members import members, sample_parts, split_name
 
@@ -94,9 +94,7 @@ def make_facts(
     if before is not None:
         had = (n.removeprefix(_COLUMN) for n in before.dtype.names if n.startswith(_COLUMN))
         columns = tuple(dict.fromkeys([*had, *columns]))
-    index = np.load(io.BytesIO(source.read(f"index/{entry.name}.npy")))
-    if index.dtype != INDEX_DTYPE or len(index) != entry.samples:
-        raise OSError(f"index/{entry.name}.npy of {url} is not that of the manifest")
+    index = open_index(source, entry)
     facts = np.zeros(len(index), facts_dtype(columns))
     miniatures = np.zeros((len(index), SIDE, SIDE, 3), np.uint8)
     for name in columns:

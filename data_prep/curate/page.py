@@ -20,11 +20,9 @@ def write_curation_page(path: Path, samples: Samples, decision: Decision) -> Pat
         OSError: it cannot be written.
     """
     parts = []
-    for number, source in enumerate(samples.sources):
-        if source.is_apart:
-            continue
+    for number, source in samples.to_choose_from():
         span = samples.span(number)
-        total, kept = span.stop - span.start, int(decision.kept[span].sum())
+        total, kept = span.stop - span.start, decision.num_kept(span)
         rows = [("stays", kept, "")]
         rows += [(rule, count, " lost") for rule, count in decision.counts(span).items()]
         parts += [

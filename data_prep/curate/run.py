@@ -5,10 +5,8 @@ read the tars again. Several processes divide the shards; the first decides when
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +18,7 @@ from data_prep.curate.decide import Decision, decide
 from data_prep.curate.facts import make_facts
 from data_prep.curate.page import write_curation_page
 from data_prep.errors import ConfigError, Problem
-from data_prep.pool import worker_pool
+from data_prep.pool import run_jobs
 from data_prep.storage import Folder
 
 PAGE = "curation.html"
@@ -71,16 +69,15 @@ def curate(
     with _writing(config.folder):
         page = write_curation_page(Path(config.folder) / PAGE, samples, decision)
     told = {}
-    for number, source in enumerate(samples.sources):
+    for number, source in samples.to_choose_from():
         span = samples.span(number)
-        if not source.is_apart:
-            told[source.name] = {
-                "folder": source.url,
-                "fingerprint": samples.facts[number].manifest.fingerprint,
-                "samples": span.stop - span.start,
-                "kept": int(decision.kept[span].sum()),
-                "left_out": dict(decision.counts(span)),
-            }
+        told[source.name] = {
+            "folder": source.url,
+            "fingerprint": samples.facts[number].manifest.fingerprint,
+            "samples": span.stop - span.start,
+            "kept": decision.num_kept(span),
+            "left_out": dict(decision.counts(span)),
+        }
     return {
         "selection": config.name,
         "written": not dry_run,
@@ -97,15 +94,11 @@ def _look_at_all(
     lacking = set(missing)
     mine = [p for n, p in enumerate(samples) if n % world_size == rank and p in lacking]
     total = sum(_size(samples, place) for place in missing)
+    jobs = ((place[0], samples.facts[place[0]].job(place[1])) for place in mine)
     done = 0
-    workers = workers or len(os.sched_getaffinity(0))
-    running: dict[Future, int] = {}
-
-    def collect() -> None:
-        nonlocal done
-        finished, _ = wait(running, return_when=FIRST_COMPLETED)
-        for task in finished:
-            source = samples.sources[running.pop(task)]
+    try:
+        for dataset, task in run_jobs(workers, make_facts, jobs):
+            source = samples.sources[dataset]
             try:
                 done += task.result()
             except (OSError, ValueError, EOFError) as error:
@@ -113,16 +106,6 @@ def _look_at_all(
                 remedy = "bring the file back, or index the folder again"
                 raise _refuse(source.key, source.url, rule, remedy) from None
             advance(done, total)
-
-    try:
-        with worker_pool(workers) as pool:
-            for dataset, shard in mine:
-                while len(running) > workers:
-                    collect()
-                job = samples.facts[dataset].job(shard)
-                running[pool.submit(make_facts, *job)] = dataset
-            while running:
-                collect()
     except BrokenProcessPool:
         rule = "are processes that decode images, and one of them was killed"
         raise _refuse("--workers", workers, rule, "give more memory, or fewer of them") from None
@@ -142,9 +125,7 @@ def _write_selections(samples: Samples, decision: Decision, config: CurateConfig
     rules = config.model_dump(exclude={"name", "folder"}, exclude_defaults=True)
     made_by = f"roseate curate {json.dumps(rules, sort_keys=True)}"
     stays = decision.kept
-    for number, source in enumerate(samples.sources):
-        if source.is_apart:
-            continue
+    for number, source in samples.to_choose_from():
         kept = (stays[span] for span in samples.shard_spans(number))
         folder, manifest = Folder(source.url, source.key), samples.facts[number].manifest
         try:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.bitmap import Bitmap, read_bitmap
+from data_prep.bitmap import Bitmap, read_bitmaps
 from data_prep.errors import ConfigError, Problem
-from data_prep.schema import INDEX_DTYPE, canonical_hash, load_manifest
+from data_prep.schema import canonical_hash, load_manifest, open_index
 from data_prep.storage import Folder, write_file
 from data_prep.tar_members import Prompt, sample_parts
 from pipeline.data.recent import Recent, files_at_once
@@ -99,12 +99,7 @@ class Dataset:
         self.index = Recent(self._open_index, files)
         self._kept = Recent(self._kept_slots, SLOTS_KEPT)
         self._file = Recent(self._open_tar, files, os.close)
-        self._bitmap: Bitmap | None = None
-        hashes = []
-        for selection in bitmaps:
-            bitmap, digest = read_bitmap(self.folder, self.manifest, selection, f"{key}.bitmaps")
-            self._bitmap = bitmap if self._bitmap is None else self._bitmap & bitmap
-            hashes.append(digest)
+        self._bitmap, hashes = read_bitmaps(self.folder, self.manifest, bitmaps, f"{key}.bitmaps")
         if held_out_fraction:
             apart = self._apart(held_out_fraction)
             apart = apart if held_out else ~apart
@@ -208,14 +203,7 @@ class Dataset:
 
     def _open_index(self, shard: int) -> np.ndarray:
         """The index records of all samples of a shard, kept or not."""
-        name = f"index/{self.manifest.shards[shard].name}.npy"
-        if self.folder.is_local:
-            index = np.load(self.folder.path / name, mmap_mode="r")
-        else:
-            index = np.load(BytesIO(self.folder.read(name)))
-        if index.dtype != INDEX_DTYPE or len(index) != self.manifest.shards[shard].samples:
-            raise OSError(f"{self.folder.url}/{name} is not the index that the manifest names")
-        return index
+        return open_index(self.folder, self.manifest.shards[shard])
 
     def _open_tar(self, shard: int) -> int:
         path = self.folder.path / self.manifest.shards[shard].path

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from data_prep.storage import write_file
+
 FILE = "tracking.json"
 
 
@@ -18,10 +20,8 @@ def parent_of(root: Path) -> dict:
         root.mkdir(parents=True, exist_ok=True)
         mine = path.with_name(f".{FILE}.{uuid.uuid4().hex}")
         try:
-            with mine.open("w") as file:
-                json.dump({"key": uuid.uuid4().hex, "name": path.parent.name}, file)
-                file.flush()
-                os.fsync(file.fileno())
+            told = {"key": uuid.uuid4().hex, "name": path.parent.name}
+            write_file(mine, json.dumps(told).encode())
             try:
                 os.link(mine, path)
             except FileExistsError:

@@ -14,10 +14,10 @@ import pytest
 from data_prep.ports import held_port
 from pipeline.healing import watchdog as module
 from pipeline.healing.watchdog import EXIT_HUNG
+from tests.helpers.forks import ON_CPU, REPOSITORY, rank_environment
 
 pytestmark = pytest.mark.distributed
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 SECONDS = 5.0
 # What may be added: noticing, reports, and a machine that is busy with other things.
 SLACK = 60.0
@@ -103,16 +103,8 @@ def running(folder: Path, manner: str, culprit: int, processes: int):
 def _run(folder, manner, culprit, processes, port):
     group = []
     for rank in range(processes):
-        environment = os.environ | {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(processes),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-            "PYTHONPATH": str(REPOSITORY),
-        }
+        environment = os.environ | ON_CPU | rank_environment(rank, processes, port)
+        environment |= {"PYTHONPATH": str(REPOSITORY)}
         command = [sys.executable, __file__, str(folder), manner, str(culprit)]
         out = (folder / f"out_{rank}").open("w")
         group.append(subprocess.Popen(command, env=environment, stdout=out, stderr=out))

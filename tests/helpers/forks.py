@@ -96,7 +96,9 @@ def fork_group(
     """
     with held_port() as port:
         running = {
-            rank: fork(function, *arguments, environment=_rank(rank, processes, port), **options)
+            rank: fork(
+                function, *arguments, environment=rank_environment(rank, processes, port), **options
+            )
             for rank in range(processes)
         }
         codes: dict[int, int] = {}
@@ -113,7 +115,8 @@ def fork_group(
         return codes
 
 
-def _rank(rank: int, processes: int, port: int) -> dict[str, str]:
+def rank_environment(rank: int, processes: int, port: int) -> dict[str, str]:
+    """What tells a process that it is this rank of a group on loopback."""
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
