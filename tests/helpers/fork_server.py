@@ -14,6 +14,8 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
+import torch
+
 # Of ours, and what those parts of other libraries load at their first use.
 LOADED = (
     "pipeline.cli.main",
@@ -35,8 +37,6 @@ LOADED = (
 
 def load() -> None:
     """Import what ranks and commands need, without starting a thread that a fork would lose."""
-    import torch
-
     torch.set_num_threads(1)
     from pipeline.distributed import load_deepspeed
 
@@ -81,6 +81,9 @@ def keep(descriptor: int, stdout: int, stderr: int) -> Callable | None:
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
+    # Torch leaves behind the pool of the process forked from, at its next use, and gives none to a
+    # second thread that uses it meanwhile ("Invalid thread pool!"): before there is a second thread.
+    torch.set_num_threads(1)
     return partial(function, *arguments)
 
 
