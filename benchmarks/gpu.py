@@ -16,6 +16,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import closing, redirect_stdout
 from pathlib import Path
 
@@ -43,13 +44,12 @@ from tests.helpers.dataset import write_dataset
 
 SAMPLES, PICTURES, SIDE, WORDS = 8192, 256, 384, 120
 LONG = 10**6  # steps: more than are ever taken
-MICRO_SIZES = {"cuda": (16, 64, 128, 256), "cpu": (4, 8)}
+MICRO_SIZES = {"cuda": (64, 128, 256), "cpu": (4, 8)}
 USUAL = {"cuda": 64, "cpu": 4}  # micro size of all other figures
 ALTERNATIVES = {
     "activation checkpointing": "train.activation_checkpointing=true",
     "adamw": "optim.name=adamw",
     "zero3": "engine.strategy=zero3",
-    "zero1": "engine.strategy=zero1",
 }
 TINY = (
     "model.vision.architecture={model_type: clip_vision_model, image_size: 28, patch_size: 14, "
@@ -140,7 +140,7 @@ class Trainee:
 
     def step_seconds(self) -> float:
         """Of some, on average."""
-        count = 3 if self._bench.args.quick else 8
+        count = 4
         return seconds(lambda: self.steps(count), self._bench.args) / count
 
     def peak_bytes(self) -> float:
@@ -173,46 +173,41 @@ class Trainee:
             torch.cuda.empty_cache()
 
 
-def sizes_of_batches(trainee: Trainee, args: argparse.Namespace) -> list[Figure]:
+def sizes_of_batches(trainee: Trainee, args: argparse.Namespace) -> Iterator[Figure]:
     """Steps and memory by the size of a micro-batch, against the plan."""
-    figures = []
+    flops = count_flops(trainee.config, "bf16", has_features=False)
+    peak = device_peak("auto", trainee.loop.info.device, "bf16")
     for size in MICRO_SIZES[args.device]:
         trainee.take(size)
         planned = trainee.plan()
-        flops = count_flops(trainee.config, "bf16", has_features=False)
-        peak = device_peak("auto", trainee.loop.info.device, "bf16")
         trainee.loop.curves.throughput = Throughput(flops, peak)
-        times = [trainee.step_seconds() for _ in range(3 if args.quick else 5)]
+        times = [trainee.step_seconds() for _ in range(5)]
         point = trainee.loop.curves.throughput.point()
-        figures += [
-            Pairs(times, [planned.chosen.speed.step_seconds] * len(times)).figure(
-                f"step of {size} samples / planned ({point['samples_per_second']:.0f} samples/s, MFU "
-                f"{point.get('mfu', 0):.2f}, waits for data {point['step_wait_ratio']:.0%})",
-                "s",
-                1.0 if size >= 64 else None,
-            ),
-            *_memory(f"memory of a step of {size} samples / planned", trainee, planned),
-        ]
+        yield Pairs(times, [planned.chosen.speed.step_seconds] * len(times)).figure(
+            f"step of {size} samples / planned ({point['samples_per_second']:.0f} samples/s, MFU "
+            f"{point.get('mfu', 0):.2f}, waits for data {point['step_wait_ratio']:.0%})",
+            "s",
+            1.0 if size >= 64 else None,
+        )
+        yield from _memory(f"memory of a step of {size} samples / planned", trainee, planned)
     trainee.take(USUAL[args.device])
-    return figures
 
 
-def alternatives(bench: Bench, usual: Trainee) -> list[Figure]:
+def alternatives(bench: Bench, usual: Trainee) -> Iterator[Figure]:
     """The usual way (zero2, adamw_8bit) against others, and these against the plan."""
-    figures, own, pairs = [], usual.peak_bytes() / GIB, 3 if bench.args.quick else 5
+    own = usual.peak_bytes() / GIB
     for name, setting in ALTERNATIVES.items():
         other = bench.trainee(name.replace(" ", "_"), setting)
-        times = paired(usual.step_seconds, other.step_seconds, pairs)
-        figures.append(times.figure(f"step, adamw_8bit under zero2 / {name}", "s"))
+        times = paired(usual.step_seconds, other.step_seconds, 5, warm_up=False)
+        yield times.figure(f"step, adamw_8bit under zero2 / {name}", "s")
         if bench.args.device == "cuda":
             memory = Pairs([own], [other.peak_bytes() / GIB])
-            figures.append(memory.figure(f"memory, adamw_8bit under zero2 / {name}", "GiB"))
-        figures += _memory(f"memory with {name} / planned", other, other.plan())
+            yield memory.figure(f"memory, adamw_8bit under zero2 / {name}", "GiB")
+        yield from _memory(f"memory with {name} / planned", other, other.plan())
         other.end()
-    return figures
 
 
-def parts_of_a_step(trainee: Trainee, args: argparse.Namespace) -> list[Figure]:
+def parts_of_a_step(trainee: Trainee, args: argparse.Namespace) -> Iterator[Figure]:
     """Forward, backward and update of one batch against whole steps, which also make batches."""
     loop = trainee.loop
     batch = loop.stream.micro_batch(loop.plan, loop.data.position, 0, 0)
@@ -224,35 +219,39 @@ def parts_of_a_step(trainee: Trainee, args: argparse.Namespace) -> list[Figure]:
         nonlocal loss
         loss, _ = loop.objective.loss(loop.engine, batch, scale)
 
-    for _ in range(3 if args.quick else 9):
+    for _ in range(5):
         parts["forward"].append(seconds(forward, args))
         parts["backward"].append(seconds(lambda: loop.engine.backward(loss), args))
         parts["update"].append(seconds(loop.engine.step, args))
         whole.append(trainee.step_seconds())
-    return [Pairs(times, whole).figure(f"{part} / step", "s") for part, times in parts.items()]
+    for part, times in parts.items():
+        yield Pairs(times, whole).figure(f"{part} / step", "s")
 
 
-def checkpoints(bench: Bench, trainee: Trainee) -> list[Figure]:
-    """What a checkpoint holds the steps up, and how long going on from it takes."""
+def checkpoints(bench: Bench, trainee: Trainee) -> Iterator[Figure]:
+    """What a checkpoint holds the steps up, and how long going on from it takes.
+
+    The first one also makes room in the host's memory, once, and does not count.
+    """
     loop, args = trainee.loop, bench.args
     stalls, steps, restores = [], [], []
-    for _ in range(2 if args.quick else 3):
+    for _ in range(1 + 2):
         steps.append(100 * trainee.step_seconds())
         stalls.append(seconds(loop.save, args))
         loop.writer.settle(survive=False)
+    for _ in range(2):
         found = find_checkpoint(trainee.run.store, bench.info)
         restores.append(seconds(lambda f=found: restore_engine(loop.engine, loop.stage, f), args))
-    return [
-        Pairs(stalls, steps).figure("stall of a checkpoint / 100 steps", "s", 0.02),
-        Pairs(restores, [5.0] * len(restores)).figure("restoring the state / limit", "s", 1.0),
-    ]
+    yield Pairs(stalls[:1], steps[:1]).figure("stall of the first checkpoint / 100 steps", "s")
+    yield Pairs(stalls[1:], steps[1:]).figure("stall of a checkpoint / 100 steps", "s", 0.02)
+    yield Pairs(restores, [5.0] * len(restores)).figure("restoring the state / limit", "s", 1.0)
 
 
 def profile(trainee: Trainee, path: Path) -> None:
     """What the time of a step goes to, and where the host waits for the device, into a file."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as seen:
-        trainee.steps(3)
+        trainee.steps(1)
         torch.cuda.synchronize()
     averages = seen.key_averages()
     tables = [
@@ -269,12 +268,12 @@ def profile(trainee: Trainee, path: Path) -> None:
     path.write_text("\n\n".join([*tables, "the host waits at", "\n".join(lines)]))
 
 
-def _memory(name: str, trainee: Trainee, planned: RunPlan) -> list[Figure]:
+def _memory(name: str, trainee: Trainee, planned: RunPlan) -> Iterator[Figure]:
     if trainee._device != "cuda":
-        return []
+        return
     chosen = planned.chosen
     bytes_planned = chosen.total - chosen.parts["reserve"]
-    return [Pairs([trainee.peak_bytes() / GIB], [bytes_planned / GIB]).figure(name, "GiB", 1.05)]
+    yield Pairs([trainee.peak_bytes() / GIB], [bytes_planned / GIB]).figure(name, "GiB", 1.05)
 
 
 def _gpu(device: str) -> str:
@@ -327,35 +326,37 @@ def _write_samples(folder: Path, count: int) -> None:
     write_dataset(folder, [200] * (count // 200), sample)
 
 
-def measure(args: argparse.Namespace) -> list[Figure]:
-    """All figures."""
+def measure(args: argparse.Namespace) -> Iterator[Figure]:
+    """All figures, one after another."""
     with tempfile.TemporaryDirectory(prefix="gpu-") as folder:
         info = start_group()
         try:
             bench = Bench(Path(folder), info, args)
-            with bench.watchdog:
-                usual = bench.trainee("usual")
+            with bench.watchdog, closing(bench.trainee("usual")) as usual:
                 print(f"built in {usual.built_seconds:.1f} s", flush=True)
-                with closing(usual):
-                    if args.profile and args.device == "cuda":
-                        profile(usual, args.profile)
-                    figures = sizes_of_batches(usual, args)
-                    figures += parts_of_a_step(usual, args)
-                    figures += checkpoints(bench, usual)
-                    return figures + alternatives(bench, usual)
+                if args.profile and args.device == "cuda":
+                    profile(usual, args.profile)
+                yield from sizes_of_batches(usual, args)
+                yield from parts_of_a_step(usual, args)
+                yield from checkpoints(bench, usual)
+                yield from alternatives(bench, usual)
         finally:
             stop_group()
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure and write, also what there is when it is interrupted."""
     command = parser("flamingo_3b on one GPU")
     command.set_defaults(device="cuda" if torch.cuda.is_available() else "cpu")
     command.add_argument(
         "--profile", type=Path, metavar="FILE", help="write there what the time of a step goes to"
     )
-    args = command.parse_args()
-    write(measure(args), args)
+    args, figures = command.parse_args(), []
+    try:
+        for figure in measure(args):
+            figures.append(figure)
+    finally:
+        write(figures, args)
 
 
 if __name__ == "__main__":

@@ -97,10 +97,12 @@ class NewTokens(nn.Module):
         if missing > 0:
             blank = logits.new_full((*logits.shape[:-1], missing), -torch.inf)
             logits = torch.cat([logits, blank], dim=-1)
-        logits[..., list(self.ids.media.values())] = -torch.inf
-        if self.ids.text:
-            new = torch.nn.functional.linear(hidden, rows_JH.to(hidden.dtype))
-            logits[..., list(self.ids.text)] = new.to(logits.dtype)
+        # One by one: a list would be sent to the device, and the host would wait for it.
+        for token_id in self.ids.media.values():
+            logits[..., token_id] = -torch.inf
+        new = torch.nn.functional.linear(hidden, rows_JH.to(hidden.dtype)).to(logits.dtype)
+        for column, token_id in enumerate(self.ids.text):
+            logits[..., token_id] = new[..., column]
         return logits
 
 

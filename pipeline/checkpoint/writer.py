@@ -25,6 +25,7 @@ from pipeline.checkpoint.container import (
     rank_table,
     write_chunks,
 )
+from pipeline.checkpoint.copies import HostCopies
 from pipeline.distributed import DistInfo, sum_over_ranks
 from pipeline.engine.fragments import EngineView
 from pipeline.engine.logical import Chunk, take_chunks, take_steps
@@ -70,6 +71,7 @@ class CheckpointWriter:
         self._error: SaveError | None = None
         self._abandoned = threading.Event()
         self._failures = 0
+        self._copies = HostCopies()
         self._attempt = info.share(f"{time.time_ns() // 1000:x}{uuid.uuid4().hex[:4]}")
         if info.is_main:
             self._try_to_write()
@@ -91,10 +93,7 @@ class CheckpointWriter:
         """
         self.settle()
         owned = view.owned(self._info.rank, self._info.world_size, stage=stage)
-        chunks = [
-            Chunk(c.kind, c.name, c.start, c.values.detach().to("cpu", copy=True))
-            for c in take_chunks(view, owned)
-        ]
+        chunks = self._copies.take(take_chunks(view, owned))
         self._abandoned.clear()
         self._part_done.clear()
         self._thread = threading.Thread(

@@ -5,6 +5,10 @@ from dataclasses import dataclass, field
 
 from pipeline.engine.fragments import BLOCK, Fragment
 
+# Elements that one call of the update may be given: bitsandbytes counts them in 32 bits, and what does not
+# fit into them is left as it is without a word.
+LARGEST_RUN = 2**30
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -52,7 +56,8 @@ class Layout:
     def quantised_runs(self) -> list[tuple[int, int, int, int]]:
         """(offset in the flat tensor, offset of the codes, of the scales, numel) of each call of the update.
 
-        Pieces that follow one another in all three are one, unless the first ends within a block.
+        Pieces that follow one another in all three are one, unless the first ends within a block or they
+        are too many elements together.
         """
         runs: list[list[int]] = []
         for piece in self.pieces:
@@ -63,7 +68,11 @@ class Layout:
                 runs[-1][3] += here[3]
             else:
                 runs.append(here)
-        return [tuple(run) for run in runs]
+        return [
+            (offset + done, codes + done, block + done // BLOCK, min(LARGEST_RUN, numel - done))
+            for offset, codes, block, numel in runs
+            for done in range(0, numel, LARGEST_RUN)
+        ]
 
     def exact_runs(self) -> list[tuple[int, int]]:
         """(offset in the flat tensor, numel) of what is kept in 32 bits, in the order it is kept."""

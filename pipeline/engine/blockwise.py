@@ -14,6 +14,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
+from pipeline.engine import blocks
 from pipeline.engine.blocks import Layout, lay_out
 from pipeline.engine.fragments import BLOCK, Fragment
 
@@ -130,7 +131,7 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
             self._maps[key.device] = [m.to(key.device) for m in code_maps(self.rule)]
         maps = self._maps[key.device]
         for offset, codes, block, numel in layout.quantised_runs():
-            blocks = slice(block, block - (-numel // BLOCK))
+            scales = slice(block, block - (-numel // BLOCK))
             code = slice(codes, codes + numel)
             bnb.optimizer_update_8bit_blockwise(
                 self.rule,
@@ -147,8 +148,8 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
                 group["lr"],
                 maps[0],
                 maps[1] if two else None,
-                state["absmax1"][blocks],
-                state["absmax2"][blocks] if two else None,
+                state["absmax1"][scales],
+                state["absmax2"][scales] if two else None,
                 weight_decay=group["weight_decay"],
             )
         runs = layout.exact_runs()
@@ -158,19 +159,22 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         parts = [flat[offset : offset + numel] for offset, numel in runs]
         weights = parts[0] if len(parts) == 1 else torch.cat(parts)
         gradients = [gradient[offset : offset + numel] for offset, numel in runs]
-        bnb.optimizer_update_32bit(
-            self.rule,
-            gradients[0] if len(parts) == 1 else torch.cat(gradients),
-            weights,
-            state["exact1"],
-            beta1,
-            group["eps"],
-            step,
-            group["lr"],
-            state2=state["exact2"] if two else None,
-            beta2=beta2,
-            weight_decay=group["weight_decay"],
-        )
+        gradients = gradients[0] if len(parts) == 1 else torch.cat(gradients)
+        for done in range(0, len(weights), blocks.LARGEST_RUN):
+            part = slice(done, done + blocks.LARGEST_RUN)
+            bnb.optimizer_update_32bit(
+                self.rule,
+                gradients[part],
+                weights[part],
+                state["exact1"][part],
+                beta1,
+                group["eps"],
+                step,
+                group["lr"],
+                state2=state["exact2"][part] if two else None,
+                beta2=beta2,
+                weight_decay=group["weight_decay"],
+            )
         if len(parts) > 1:
             for part, value in zip(parts, weights.split([n for _, n in runs]), strict=True):
                 part.copy_(value)

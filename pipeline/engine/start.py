@@ -12,6 +12,7 @@ from pipeline.config import RunConfig
 from pipeline.engine.blockwise import BlockwiseOptimizer
 from pipeline.engine.deepspeed_config import build_deepspeed_config, is_expert_parallel, zero_stage
 from pipeline.engine.fragments import EngineView, view_engine
+from pipeline.engine.norms import join_norms
 from pipeline.engine.optim import build_optimizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -77,6 +78,7 @@ def start_engine(config: RunConfig, module: nn.Module, plan: BatchPlan, precisio
         model_parameters=[p for p in module.parameters() if p.requires_grad],
         config=build_deepspeed_config(config, plan, precision),
     )
+    join_norms(engine)
     if hasattr(module, "attach_router_hooks"):
         module.attach_router_hooks()
     view = view_engine(engine, zero_stage(config))

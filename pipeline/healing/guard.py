@@ -27,8 +27,9 @@ def poison(loss: Tensor) -> Tensor:
 def watch_gradients(engine) -> None:
     """Have the engine look for gradients that are not finite before each update; once, after start.
 
-    ZeRO-3 always looks at the norm, ZeRO-1 and 2 only where told to. Without ZeRO DeepSpeed never looks, and
-    clipping by a NaN would spread it over all weights; the optimizer's own step then does it.
+    ZeRO-3 always looks at the norm, ZeRO-1 and 2 only where told to, and then at every gradient before:
+    that is left out, since the norm shows as much. Without ZeRO DeepSpeed never looks, and clipping by a
+    NaN would spread it over all weights; the optimizer's own step then does it.
 
     Args:
         engine: of DeepSpeed, in fp32 or bf16 with ZeRO 1 to 3, or in fp32 without ZeRO.
@@ -36,6 +37,8 @@ def watch_gradients(engine) -> None:
     optimizer = engine.optimizer
     if hasattr(optimizer, "check_grad_overflow"):
         optimizer.check_grad_overflow = True
+        if optimizer.compute_grad_norm and not optimizer.cpu_offload:
+            optimizer.check_overflow = lambda *_, **__: None
     elif not hasattr(optimizer, "overflow"):
         _watch_plain(optimizer)
 
