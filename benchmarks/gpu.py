@@ -122,6 +122,8 @@ class Trainee:
             self.run = Run(config, bench.info, bench.watchdog, NullTracker(), fresh=True)
             self.loop = self.run.build_loop()
         self.loop.engine.train()
+        gc.collect()
+        gc.freeze()  # as `Loop.run` does
         self.built_seconds = time.perf_counter() - began
         self._coming = None
         self.take(config.batch.micro_size)
