@@ -122,3 +122,27 @@ def test_its_own_state_comes_back_to_the_bit():
     random_steps(optimizer, key, 2, 5)
     random_steps(other, other_key, 2, 5)
     assert torch.equal(key, other_key)
+
+
+@pytest.mark.parametrize("rule", ["adam", "lion"])
+@pytest.mark.parametrize("bits", [8, 32])
+def test_more_elements_than_a_call_may_be_given_are_updated_in_parts(rule, bits, monkeypatch):
+    start = torch.randn(12 * BLOCK + 100)
+    # 5 blocks that follow one another, a parameter that ends within a block, and padding.
+    fragments = [
+        Fragment("a", 5 * BLOCK, 0, 5 * BLOCK, 0, 3),
+        Fragment("b", 6 * BLOCK + 17, 0, 6 * BLOCK + 17, 0, 3 + 5 * BLOCK),
+    ]
+    ended = []
+    for largest in (2**30, 2 * BLOCK):
+        monkeypatch.setattr("pipeline.engine.blocks.LARGEST_RUN", largest)
+        key = torch.nn.Parameter(start.clone())
+        optimizer = optimizer_over(key, fragments, rule=rule, bits=bits)
+        runs = optimizer.layouts[key].quantised_runs()
+        assert all(numel <= largest for *_, numel in runs)
+        assert sum(numel for *_, numel in runs) == (0 if bits == 32 else 11 * BLOCK + 17)
+        random_steps(optimizer, key, 4, 2)
+        ended.append([key.detach(), *(t for t in optimizer.state[key].values() if torch.is_tensor(t))])
+    assert not torch.equal(ended[0][0], start)
+    for one, other in zip(*ended, strict=True):
+        assert torch.equal(one, other)
