@@ -12,6 +12,7 @@ it assumes for the rest. With --quick, and on a CPU, towers are tiny: that tries
 import argparse
 import gc
 import io
+import signal
 import tempfile
 import time
 import warnings
@@ -121,6 +122,8 @@ class Trainee:
         with redirect_stdout(None):
             self.run = Run(config, bench.info, bench.watchdog, NullTracker(), fresh=True)
             self.loop = self.run.build_loop()
+        # A run would stop after its step, and here nobody asks whether to.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self.loop.engine.train()
         gc.collect()
         gc.freeze()  # as `Loop.run` does

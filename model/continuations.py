@@ -13,6 +13,7 @@ from transformers import Cache
 
 from model.body import Body
 from model.fusion import Fusion, FusionContext
+from model.router_watch import RouterWatch
 
 Loss = Callable[[Tensor, Tensor, FusionContext], tuple[Tensor, Tensor]]
 
@@ -25,7 +26,7 @@ class Continuations:
         fusion: installed in it.
         context: of the prompts, media encoded; it is used up.
         loss: hidden states ``[B, T, H]`` and targets ``[B, T]`` to cross entropies ``[B, T - 1]``.
-        router_logits: that the model's routers leave behind; emptied after each call.
+        routers: of the model; what they put out is forgotten after each call.
         input_ids: long ``[B, T]``, padded on the left.
         attention_mask: bool ``[B, T]``.
 
@@ -39,18 +40,18 @@ class Continuations:
         fusion: Fusion,
         context: FusionContext,
         loss: Loss,
-        router_logits: dict[int, Tensor],
+        routers: RouterWatch,
         input_ids: Tensor,
         attention_mask: Tensor,
     ) -> None:
         if not bool(attention_mask[:, -1].all()):
             raise ValueError("a prompt ends with padding; pad prompts on the left to continue them")
         self._body, self._fusion, self._loss = body, fusion, loss
-        self._mask, self._router_logits = attention_mask, router_logits
+        self._mask, self._routers = attention_mask, routers
         context.generating, context.real_tokens = True, None
         with fusion.using(context):
             hidden, self._cache = body.cached(input_ids, attention_mask)
-        router_logits.clear()
+        routers.clear()
         if not isinstance(self._cache, Cache):
             raise ValueError(f"{type(body.language).__name__} keeps no keys and values of a prompt")
         self._last = hidden[:, -1:]
@@ -89,5 +90,5 @@ class Continuations:
                 torch.cat([torch.full_like(ids[:, :1], -100), targets], dim=1),
                 context,
             )
-        self._router_logits.clear()
+        self._routers.clear()
         return losses.unflatten(0, (prompts, count))

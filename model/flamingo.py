@@ -5,7 +5,6 @@ V logits (frozen vocabulary and new tokens), X target tokens.
 """
 
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +14,10 @@ from model.continuations import Continuations
 from model.contrastive_loss import ContrastiveHead
 from model.documents import find_pairs
 from model.fusion import CheckpointedForward, Fusion, FusionContext, Head
-from model.loss import chunked_cross_entropy
 from model.media import Media, MediaEncoder, place_latents
-from model.router import RouterProbe, find_router, router_losses
-from model.router_loads import RouterLoads
+from model.next_token_loss import NextTokenLoss
+from model.router import find_router
+from model.router_watch import RouterWatch
 from model.tokens import NewTokens
 
 
@@ -67,6 +66,9 @@ class Flamingo(nn.Module):
         language_loss: also compute the loss of the text with all media hidden.
         contrastive: head that compares latents and texts over the batch, or None.
 
+    Attributes:
+        routers: of the gated blocks, and what they put out.
+
     Raises:
         ValueError: the language model keeps no body apart from its head.
 
@@ -96,8 +98,6 @@ class Flamingo(nn.Module):
         self.new_tokens = new_tokens
         self.contrastive = contrastive
         self.token_ids = new_tokens.ids
-        self.top_k = top_k
-        self.jitter = jitter
         self.language_loss = language_loss
         self.fused_layers = tuple(layers)
         self.decoder_layers = tuple(decoder_layers)  # a tuple: they are parts of language already
@@ -112,11 +112,8 @@ class Flamingo(nn.Module):
         )
         self._head = Head(language)
         self._body = Body(language, self._fusion)
-        self._router_logits: dict[int, Tensor] = {}
-        self._probed: dict[int, nn.Module] = {}
-        # Set it to have the routers of the coming forwards counted.
-        self.router_loads: RouterLoads | None = None
-        self.attach_router_hooks()
+        self._loss = NextTokenLoss(self._head, language)
+        self.routers = RouterWatch(gated_blocks, top_k, jitter)
 
     def train(self, mode: bool = True) -> "Flamingo":
         """Train the parts between the towers; the frozen towers stay in eval mode."""
@@ -143,18 +140,6 @@ class Flamingo(nn.Module):
             for index, block in enumerate(self.gated_blocks)
             if find_router(block.feed_forward) is not None
         }
-
-    def attach_router_hooks(self) -> None:
-        """Watch the routers from now on.
-
-        Call again after ``deepspeed.initialize``, which may have replaced the expert modules.
-        Calling it twice changes nothing.
-        """
-        for index, block in enumerate(self.gated_blocks):
-            router = find_router(block.feed_forward)
-            if router is not None and self._probed.get(index) is not router:
-                RouterProbe(self._router_logits, index, self.jitter).attach(router)
-                self._probed[index] = router
 
     def checkpoint_activations(self) -> None:
         """From now on keep only the inputs of blocks and layers, and compute the rest again.
@@ -207,12 +192,13 @@ class Flamingo(nn.Module):
         latents = self.encode_media(media)
         context = self._context(latents, media.slots, mask, documents)
         targets = labels.masked_fill(self.token_ids.is_media(labels), -100)
-        self._router_logits.clear()
+        self.routers.clear()
         with self._fusion.using(context):
             hidden = self._body(input_ids, mask, documents)
             loss_sum, token_losses = self._loss(hidden, targets, context)
             logits = self._head(hidden) if with_logits else None
-        load_balance, z_loss = self._router_losses(loss_sum)
+        # Evaluation may run on one rank alone, so only training counts over ranks.
+        load_balance, z_loss = self.routers.losses(like=loss_sum, across_ranks=self.training)
         output = FlamingoOutput(
             loss_sum,
             (targets[:, 1:] != -100).sum(),
@@ -240,7 +226,7 @@ class Flamingo(nn.Module):
             hidden = self._body(input_ids, mask, context.documents)
             if self.language_loss:
                 output.language_loss_sum, _ = self._loss(hidden, targets, context)
-        self._router_logits.clear()
+        self.routers.clear()
         if self.contrastive is not None:
             documents = torch.where(mask, 0, -1) if context.documents is None else context.documents
             pairs = find_pairs(
@@ -266,7 +252,7 @@ class Flamingo(nn.Module):
         context = self._context(self.encode_media(media), media.slots, mask)
         with self._fusion.using(context):
             hidden = self._body(input_ids, mask, None)
-        self._router_logits.clear()
+        self.routers.clear()
         return hidden
 
     @torch.no_grad()
@@ -285,7 +271,7 @@ class Flamingo(nn.Module):
             self._fusion,
             context,
             self._loss,
-            self._router_logits,
+            self.routers,
             input_ids,
             mask,
         )
@@ -306,7 +292,7 @@ class Flamingo(nn.Module):
         context = self._context(self.encode_media(Media(slots)), slots, mask)
         with self._fusion.using(replace(context, hide_media=True)):
             hidden = self._body(input_ids, mask, None)
-        self._router_logits.clear()
+        self.routers.clear()
         rows = torch.arange(len(hidden), device=hidden.device)
         return self.contrastive.embed_text(hidden[rows, mask.sum(1) - 1])
 
@@ -318,58 +304,11 @@ class Flamingo(nn.Module):
         documents: Tensor | None = None,
     ) -> FusionContext:
         real_tokens = None
-        if mask is not None and not mask.is_meta and self._probed and not bool(mask.all()):
+        if mask is not None and not mask.is_meta and self.routers and not bool(mask.all()):
             real_tokens = mask.flatten().nonzero().squeeze(1)
         return FusionContext(
             latents, slots, *self.new_tokens(), real_tokens=real_tokens, documents=documents
         )
-
-    def _loss(
-        self, hidden_BTH: Tensor, targets_BT: Tensor, context: FusionContext
-    ) -> tuple[Tensor, Tensor]:
-        """Cross entropy of the next tokens: the sum, and ``[B, T - 1]`` of each without a gradient.
-
-        Only hidden states with a target meet the head.
-        """
-        hidden_XH, targets_X = hidden_BTH[:, :-1].flatten(0, 1), targets_BT[:, 1:].flatten()
-        if not targets_X.is_meta:
-            wanted = (targets_X != -100).nonzero().squeeze(1)
-            hidden_XH, targets_X = hidden_XH[wanted], targets_X[wanted]
-        else:
-            wanted, targets_X = None, targets_X.clamp(min=0)
-
-        def head(hidden: Tensor, rows: Tensor) -> Tensor:
-            context.output_rows = rows
-            return self._head(hidden.unsqueeze(0)).squeeze(0)
-
-        vocabulary = max(self.language.config.get_text_config().vocab_size, 1)
-        rows = context.output_rows
-        loss, losses_X = chunked_cross_entropy(
-            hidden_XH, rows, targets_X, head, vocabulary=vocabulary
-        )
-        context.output_rows = rows
-        losses_BT = losses_X
-        if wanted is not None:
-            losses_BT = losses_X.new_zeros(targets_BT[:, 1:].numel()).index_copy(
-                0, wanted, losses_X
-            )
-        return loss, losses_BT.view_as(targets_BT[:, 1:])
-
-    def _router_losses(self, loss_sum: Tensor) -> tuple[Tensor, Tensor]:
-        if not self._router_logits:
-            return loss_sum.new_zeros(()), loss_sum.new_zeros(())
-        # Evaluation may run on one rank alone, so only training counts over ranks.
-        indices = sorted(self._router_logits)
-        losses = [
-            router_losses(self._router_logits[index], self.top_k, across_ranks=self.training)
-            for index in indices
-        ]
-        if self.router_loads is not None:
-            for index in indices:
-                self.router_loads.add(index, self._router_logits[index].detach(), self.top_k)
-        self._router_logits.clear()
-        load_balance, z_loss = (torch.stack(terms).mean() for terms in zip(*losses, strict=True))
-        return load_balance, z_loss
 
     @torch.no_grad()
     def generate(
@@ -402,22 +341,5 @@ class Flamingo(nn.Module):
                 suppress_tokens=list(self.token_ids.media.values()),
                 **settings,
             )
-        self._router_logits.clear()
+        self.routers.clear()
         return tokens
-
-
-def pad_left(rows: list[list[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
-    """Prompts of different lengths as ``input_ids`` and ``attention_mask`` for `Flamingo.generate`."""
-    return _pad(rows, pad_token_id, "left")
-
-
-def pad_right(rows: list[list[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
-    """Texts of different lengths as ``input_ids`` and ``attention_mask`` for `Flamingo.forward`."""
-    return _pad(rows, pad_token_id, "right")
-
-
-def _pad(rows: list[list[int]], pad_token_id: int, side: str) -> tuple[Tensor, Tensor]:
-    ids = [torch.tensor(row) for row in rows]
-    mask = [torch.ones(len(row), dtype=torch.bool) for row in rows]
-    pad = partial(nn.utils.rnn.pad_sequence, batch_first=True, padding_side=side)
-    return pad(ids, padding_value=pad_token_id), pad(mask, padding_value=False)

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from data_prep.errors import ConfigError, Problem
 from data_prep.image.formats import DECODE_ERRORS
-from model.flamingo import Flamingo, pad_left
+from model.flamingo import Flamingo
 from model.media import Media, MediaInput
+from model.padding import pad_left
 from model.tokens import IMAGE_TOKEN
 from pipeline.data.batch import normalise
 from pipeline.data.image import ImageFormat

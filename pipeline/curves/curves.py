@@ -29,13 +29,13 @@ class Curves:
         """Look at the coming step, or not."""
         self._gradients.watch(wanted)
         if self._flamingo is not None:
-            self._flamingo.router_loads = RouterLoads() if wanted else None
+            self._flamingo.routers.loads = RouterLoads() if wanted else None
 
     def point(self) -> dict[str, float]:
         """Figures of the step that was watched; every rank must call it."""
         loads = {}
-        if self._flamingo is not None and self._flamingo.router_loads is not None:
-            loads = self._flamingo.router_loads.sums
+        if self._flamingo is not None and self._flamingo.routers.loads is not None:
+            loads = self._flamingo.routers.loads.sums
         blocks = sorted(loads)
         mine = [*self._gradients.sums(), *(x for b in blocks for x in loads[b].tolist())]
         sums = sum_over_ranks(mine, self._info) if mine else []

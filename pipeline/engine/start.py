@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from data_prep.errors import ConfigError, Problem
+from model.flamingo import Flamingo
 from pipeline.batch_plan import BatchPlan
 from pipeline.config import RunConfig
 from pipeline.engine.blockwise import BlockwiseOptimizer
@@ -79,8 +80,8 @@ def start_engine(config: RunConfig, module: nn.Module, plan: BatchPlan, precisio
         config=build_deepspeed_config(config, plan, precision),
     )
     join_norms(engine)
-    if hasattr(module, "attach_router_hooks"):
-        module.attach_router_hooks()
+    if isinstance(module, Flamingo):
+        module.routers.attach()
     view = view_engine(engine, zero_stage(config))
     if isinstance(view.inner, BlockwiseOptimizer):
         view.inner.place(view.keys, view.fragments, view.widths)

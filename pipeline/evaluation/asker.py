@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 
 from data_prep.errors import ConfigError, Problem
-from model.flamingo import Flamingo, pad_right
+from model.flamingo import Flamingo
+from model.padding import pad_right
 from pipeline.distributed import DistInfo
 from pipeline.evaluation.layouts.record import ImageSource
 from pipeline.objectives import FlamingoObjective

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from model.flamingo import pad_right
+from model.padding import pad_right
 from pipeline.evaluation.asker import Ask, Asker
 from pipeline.prompts import text_ids
 

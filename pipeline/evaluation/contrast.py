@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from model.flamingo import pad_right
+from model.padding import pad_right
 from pipeline.evaluation.asker import Asker
 from pipeline.evaluation.layouts.record import ImageSource
 from pipeline.prompts import encode_prompts

@@ -103,9 +103,9 @@ def merge_measured(trained: Trained, samples: int) -> dict:
     records = read_task(trained.config.model_copy(update={"evaluation": section})).records.items
     asker = Asker(trained.objective, model, DistInfo.one(), silent=True)
     texts = [Text([r.image], r.texts[0]) for r in records]
-    model.router_loads = routing = RoutingWeights()
+    model.routers.loads = routing = RoutingWeights()
     before, tokens = asker.nats(texts)
-    model.router_loads = None
+    model.routers.loads = None
     merged = merge_experts(model, routing.means())
     after, _ = asker.nats(texts)
     return {

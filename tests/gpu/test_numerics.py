@@ -61,7 +61,7 @@ def test_losses_and_gradients_are_those_of_float64(device, dtype, kind, packed, 
     # Weights that half precision can hold: what differs is then what is computed with them.
     model = model.to(dtype)
     exact = copy.deepcopy(model).double()
-    exact.attach_router_hooks()
+    exact.routers.attach()
     batch = batch_on(device, dtype, seed, packed=packed)
     reference = batch_on("cpu", torch.float64, seed, packed=packed)
     reference["media"] = batch["media"].to(torch.device("cpu"), torch.float64)

@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from model.flamingo import pad_left
 from model.media import Media, MediaInput
+from model.padding import pad_left
 from tests.unit.model.tiny import END, FAMILIES, IMAGE, VOCAB, tiny_flamingo, tiny_media
 
 PROMPTS = [[1, 5, IMAGE, 7], [1, IMAGE, 4, END, IMAGE, 9, 3]]
@@ -82,7 +82,7 @@ def test_nothing_is_kept_for_a_gradient_or_of_the_routers():
     model = tiny_flamingo(experts={"num_experts": 4, "top_k": 2})
     begun = model.continuations(tiny_media(), *pad_left(PROMPTS, 0))
     assert not begun.losses(*random_texts(2)).requires_grad
-    assert not model._router_logits
+    assert model.routers.is_empty
 
 
 def test_a_prompt_that_ends_with_padding_is_refused():

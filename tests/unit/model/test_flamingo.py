@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from model.flamingo import Flamingo, pad_left, pad_right
+from model.flamingo import Flamingo
 from model.media import Media, MediaEncoder, MediaInput
+from model.padding import pad_left, pad_right
 from model.resampler import PerceiverResampler
 from model.tokens import NewTokens, TokenIds
 from tests.unit.model.tiny import (
@@ -367,7 +368,7 @@ def test_without_trained_tokens_nothing_is_kept_below_the_first_block():
 
 def test_router_hooks_are_attached_once_and_follow_a_replaced_module():
     model, batch = tiny_flamingo(experts=EXPERTS), tiny_batch()
-    model.attach_router_hooks()
+    model.routers.attach()
     assert list(model.expert_modules) == ["gated_blocks.1.feed_forward.routed"]
     routed = model.gated_blocks[1].feed_forward.routed
     assert len(routed.gate._forward_hooks) == 1
@@ -388,7 +389,7 @@ def test_router_hooks_are_attached_once_and_follow_a_replaced_module():
 
     expected = model(**batch)
     model.gated_blocks[1].feed_forward.routed = Replaced(routed)
-    model.attach_router_hooks()
+    model.routers.attach()
     replaced = model(**batch)
     assert float(expected.load_balance_loss) >= 0.9
     torch.testing.assert_close(replaced.load_balance_loss, expected.load_balance_loss)

@@ -142,7 +142,9 @@ def test_more_elements_than_a_call_may_be_given_are_updated_in_parts(rule, bits,
         assert all(numel <= largest for *_, numel in runs)
         assert sum(numel for *_, numel in runs) == (0 if bits == 32 else 11 * BLOCK + 17)
         random_steps(optimizer, key, 4, 2)
-        ended.append([key.detach(), *(t for t in optimizer.state[key].values() if torch.is_tensor(t))])
+        ended.append(
+            [key.detach(), *(t for t in optimizer.state[key].values() if torch.is_tensor(t))]
+        )
     assert not torch.equal(ended[0][0], start)
     for one, other in zip(*ended, strict=True):
         assert torch.equal(one, other)
