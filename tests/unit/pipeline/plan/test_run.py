@@ -106,7 +106,7 @@ def test_every_mistake_is_told_at_once(monkeypatch, capsys):
 
 def test_what_the_run_would_be_refused_for_is_said(monkeypatch, capsys):
     assert run_cli(monkeypatch, "flamingo_3b", "--nodes", "3") == 2
-    assert "a multiple of batch.micro_size=16 x world_size=24" in capsys.readouterr().err
+    assert "a multiple of batch.micro_size=32 x world_size=24" in capsys.readouterr().err
     assert run_cli(monkeypatch, "flamingo_3b", "--gpu", "v100-32gb") == 2
     assert "which v100-32gb does not do" in capsys.readouterr().err
     assert run_cli(monkeypatch, "demo_vision", "--gpus-per-node", "2") == 2
