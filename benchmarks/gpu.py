@@ -36,7 +36,7 @@ from pipeline.data.tokenizer import train_tokenizer
 from pipeline.distributed import DistInfo, start_group, stop_group
 from pipeline.healing.watchdog import Watchdog
 from pipeline.objectives import LossScale
-from pipeline.plan.gpus import GIB, GPUS
+from pipeline.plan.gpus import GIB, recognise_gpu
 from pipeline.plan.options import PlanOptions
 from pipeline.plan.run import RunPlan, plan_run
 from pipeline.run import Run
@@ -60,7 +60,6 @@ TINY = (
     "model.resampler={depth: 1, num_latents: 4, num_heads: 2, head_dim: 16}",
     "model.cross_attention={num_heads: 2, head_dim: 16}",
     "data.workers=2",
-    "engine.strategy=zero2",
 )
 
 
@@ -86,12 +85,10 @@ class Bench:
         return load_config(
             "flamingo_3b",
             [
-                *(
-                    f"root={self.root}",
-                    f"name={name}",
-                    "tracking.uri=",
-                    "data.held_out_fraction=0.01",
-                ),
+                f"root={self.root}",
+                f"name={name}",
+                "tracking.uri=",
+                "data.held_out_fraction=0.01",
                 f"batch={{global_size: {size}, micro_size: {size}}}",
                 f"train={{steps: {LONG}, precision: bf16, log_every_steps: {LONG}, "
                 f"validate_every_steps: {LONG}, validate_samples: 1}}",
@@ -283,8 +280,8 @@ def _memory(name: str, trainee: Trainee, planned: RunPlan) -> Iterator[Figure]:
 
 def _gpu(device: str) -> str:
     """Name of this GPU in the planner's table."""
-    told = torch.cuda.get_device_name().lower() if device == "cuda" else ""
-    return next((name for name in GPUS if name.partition("-")[0] in told), "h100-80gb")
+    gpu = recognise_gpu(torch.cuda.get_device_name()) if device == "cuda" else None
+    return gpu.name if gpu else "h100-80gb"
 
 
 def _allocated(device: str) -> int:

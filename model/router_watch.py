@@ -45,11 +45,6 @@ class RouterWatch:
         """Forget what was put out."""
         self._logits.clear()
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing is kept."""
-        return not self._logits
-
     def losses(self, *, like: Tensor, across_ranks: bool) -> tuple[Tensor, Tensor]:
         """(load balance, z), means over the blocks; 0 without experts. What was put out is forgotten.
 

@@ -1,5 +1,7 @@
 """Fixtures that tests of several folders share."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -26,16 +28,29 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 @pytest.fixture(scope="session")
+def tiny_root(tmp_path_factory):
+    """An experiment folder with towers and datasets; runs in it need names of their own."""
+    root = tmp_path_factory.mktemp("tiny")
+    write_towers_and_scenes(root)
+    return root
+
+
+@pytest.fixture(scope="session")
 def trained_root(tmp_path_factory):
     """An experiment folder with tiny towers, datasets, and the run `flamingo` trained for 6 steps.
 
     Its MLflow run is in {root}/mlflow.db. Read only: a test that changes anything copies it.
     """
     root = tmp_path_factory.mktemp("trained")
+    write_towers_and_scenes(root)
+    overrides = [f"root={root}", *OVERRIDES, "engine.expert_parallel=1"]
+    forked("train", "demo", *overrides)
+    return root
+
+
+def write_towers_and_scenes(root: Path) -> None:
+    """Tiny towers and three small datasets."""
     write_towers(root)
     write_scenes(root / "data" / "laion", 60, shard_rows=25)
     write_scenes(root / "data" / "cc12m", 40, shard_rows=25)
     write_scenes(root / "data" / "held_out", 24, held_out=True)
-    overrides = [f"root={root}", *OVERRIDES, "engine.expert_parallel=1"]
-    forked("train", "demo", *overrides)
-    return root

@@ -13,7 +13,7 @@ import torch
 
 from model.plan import compute_plan, resampler_part, tower_part
 from pipeline.config import RunConfig
-from pipeline.plan.gpus import GPUS
+from pipeline.plan.gpus import recognise_gpu
 from pipeline.plan.model import DTYPES, build_planned
 
 # Of the square matrices whose product is timed: long against what it takes to begin one.
@@ -69,9 +69,8 @@ def device_peak(setting: float | str, device: torch.device, precision: str) -> f
         return measure_peak(device, DTYPES[precision])
     if device.type != "cuda":
         return None
-    told = torch.cuda.get_device_name(device).lower().replace(" ", "-")
-    found = [g for name, g in GPUS.items() if name.partition("-")[0] in told.split("-")]
-    tflops = found[0].tflops.get(precision) if found else None
+    gpu = recognise_gpu(torch.cuda.get_device_name(device))
+    tflops = gpu.tflops.get(precision) if gpu else None
     return None if tflops is None else 1e12 * tflops
 
 

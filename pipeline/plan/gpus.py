@@ -71,6 +71,12 @@ GPUS = {
 }
 
 
+def recognise_gpu(told: str) -> Gpu | None:
+    """The first of the table that a driver's name for a GPU means, such as ``NVIDIA H100 80GB HBM3``."""
+    words = told.lower().replace(" ", "-").split("-")
+    return next((gpu for name, gpu in GPUS.items() if name.partition("-")[0] in words), None)
+
+
 def find_gpu(name: str) -> Gpu:
     """Look a GPU up.
 

@@ -6,9 +6,6 @@ import random
 import pytest
 import torch
 
-from tests.helpers.dataset import write_scenes
-from tests.helpers.tiny import write_towers
-
 # Before CUDA begins: cuBLAS sums in one order then.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
@@ -28,14 +25,3 @@ def device(request):
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU here")
     return request.param
-
-
-@pytest.fixture(scope="session")
-def gpu_root(tmp_path_factory):
-    """An experiment folder with towers and datasets; runs in it need names of their own."""
-    root = tmp_path_factory.mktemp("gpu")
-    write_towers(root)
-    write_scenes(root / "data" / "laion", 60, shard_rows=25)
-    write_scenes(root / "data" / "cc12m", 40, shard_rows=25)
-    write_scenes(root / "data" / "held_out", 24, held_out=True)
-    return root

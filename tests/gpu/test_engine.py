@@ -140,10 +140,10 @@ def saved_and_restored(info, root, folder, case):
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "zero{} {} {}".format(*case))
-def test_a_checkpoint_goes_on_to_the_bit(device, gpu_root, tmp_path, case):
+def test_a_checkpoint_goes_on_to_the_bit(device, tiny_root, tmp_path, case):
     if device == "cpu" and case[2] == "fp16":
         pytest.skip("DeepSpeed has no fp16 on a CPU")
-    found = on(device, saved_and_restored, gpu_root, str(tmp_path / "store"), case)
+    found = on(device, saved_and_restored, tiny_root, str(tmp_path / "store"), case)
     assert found["devices"] == [device]
     assert found["losses"][-1] < found["losses"][0]
     assert_equal(found["restored"], found["saved"])
@@ -170,10 +170,10 @@ def bad_step(info, root, case):
 
 
 @pytest.mark.parametrize("case", CASES[1:4], ids=lambda case: "zero{} {} {}".format(*case))
-def test_a_loss_that_is_not_finite_changes_nothing(device, gpu_root, case):
+def test_a_loss_that_is_not_finite_changes_nothing(device, tiny_root, case):
     if device == "cpu" and case[2] == "fp16":
         pytest.skip("DeepSpeed has no fp16 on a CPU")
-    reasons, before, after = on(device, bad_step, gpu_root, case)
+    reasons, before, after = on(device, bad_step, tiny_root, case)
     assert reasons == ["skip", "skip"]
     assert_equal(before, after)
 
@@ -248,17 +248,17 @@ def command(device, *arguments):
 
 
 @pytest.fixture(scope="module")
-def train(gpu_root):
+def train(tiny_root):
     """Train the run {name}_{device} to its step n, once; its summary."""
 
     @cache
     def summary(device, name, steps):
-        return trained(device, gpu_root, f"{name}_{device}", steps)
+        return trained(device, tiny_root, f"{name}_{device}", steps)
 
     return summary
 
 
-def test_a_run_that_is_resumed_ends_as_one_that_was_not(device, gpu_root, train):
+def test_a_run_that_is_resumed_ends_as_one_that_was_not(device, tiny_root, train):
     once = train(device, "once", 6)
     train(device, "twice", 3)
     twice = train(device, "twice", 6)
@@ -268,14 +268,14 @@ def test_a_run_that_is_resumed_ends_as_one_that_was_not(device, gpu_root, train)
     assert twice["held_out_loss"] == once["held_out_loss"]
     ends = []
     for name in ("once", "twice"):
-        folder = gpu_root / f"{name}_{device}" / "checkpoints"
+        folder = tiny_root / f"{name}_{device}" / "checkpoints"
         ends.append(find_checkpoint(Folder(str(folder), "checkpoint.folder"), None).weights())
     assert_equal(*ends)
 
 
-def test_what_was_trained_captions_and_is_measured(device, gpu_root, train, tmp_path):
+def test_what_was_trained_captions_and_is_measured(device, tiny_root, train, tmp_path):
     train(device, "once", 6)
-    place, figures = gpu_root / f"once_{device}", tmp_path / "figures.json"
+    place, figures = tiny_root / f"once_{device}", tmp_path / "figures.json"
     Image.new("RGB", (80, 60), "red").save(tmp_path / "red.png")
     said = command(device, "generate", place, tmp_path / "red.png", "--max-new-tokens", "4")
     assert "red.png" in said.stdout
@@ -287,7 +287,7 @@ def test_what_was_trained_captions_and_is_measured(device, gpu_root, train, tmp_
 
 @pytest.mark.parametrize(("bits", "error"), [(8, 0.03), (4, 0.3)])
 def test_what_is_exported_loads_in_few_bits_on_a_gpu(
-    device, gpu_root, train, tmp_path, bits, error
+    device, tiny_root, train, tmp_path, bits, error
 ):
     if device == "cpu":
         pytest.skip("tests/unit/pipeline/export has it")
@@ -297,7 +297,7 @@ def test_what_is_exported_loads_in_few_bits_on_a_gpu(
     )
     vision = transformers.ViTConfig(intermediate_size=256, image_size=32, patch_size=8, **WIDE)
     heads = {"num_heads": 4, "head_dim": 32}
-    start = open_trained(str(gpu_root / f"once_{device}"))
+    start = open_trained(str(tiny_root / f"once_{device}"))
     sizes = {"cross_attention": heads, "resampler": heads}
     model = with_towers(start, tmp_path / "towers", language, vision, **sizes)
     export_model(model, tmp_path / "model")
